@@ -1,0 +1,1 @@
+"""One module per technique, generated from the chapter that explains it (`make sync`)."""

@@ -1,0 +1,235 @@
+"""A pretrained ResNet-18 that returns its five feature maps, and the model that puts a decoder on it."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import os
+from http.client import HTTPException
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights, resnet18
+from torchvision.models.feature_extraction import create_feature_extractor
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+OUT_CHANNELS = (64, 64, 128, 256, 512)
+STRIDES = (2, 4, 8, 16, 32)
+SMALLEST_SIDE = 32
+
+BUNDLED = Path(__file__).parent / "weights" / "resnet18-tiny-imagenet-fp16.safetensors"
+BUNDLED_SHA256 = "bdcf01b2d2a6a3ff542d0c96cb1599ea479404a04468cfba44207dd510c9574d"
+
+
+class Pyramid(NamedTuple):
+    """The five feature maps of one batch, finest first.
+
+    With an image of `H × W` pixels, `c1` is `[B, 64, ⌈H/2⌉, ⌈W/2⌉]` and `c5` is
+    `[B, 512, ⌈H/32⌉, ⌈W/32⌉]`. Every map comes after a ReLU, so no value is negative.
+    """
+
+    c1: Tensor
+    c2: Tensor
+    c3: Tensor
+    c4: Tensor
+    c5: Tensor
+
+
+class ResNet18Encoder(nn.Module):
+    """ResNet-18 without its classifier: one image in, five feature maps out.
+
+    Args:
+        weights: `"bundled"` (trained on Tiny ImageNet, comes with this package), `"imagenet"`
+            (torchvision's `IMAGENET1K_V1`, downloaded once, 45 MB) or `None` (random). Where the
+            environment variable `BOOK_WEIGHTS` is set to `imagenet`, `bundled` or `random`, it
+            takes the place of `"bundled"`.
+        frozen: no parameter gets a gradient, and BatchNorm keeps its statistics, even after
+            `model.train()`.
+
+    `forward` takes normalised images `[B, 3, H, W]` (floating point, H and W at least 32, see
+    `normalize`) and returns a `Pyramid`. It raises `TypeError` for integers and `ValueError` for a
+    wrong shape.
+
+    Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
+    """
+
+    out_channels = OUT_CHANNELS
+    strides = STRIDES
+
+    def __init__(self, weights: str | None = "bundled", frozen: bool = True) -> None:
+        super().__init__()
+        network = resnet18(num_classes=200 if _resolve(weights) == "bundled" else 1000)
+        match _resolve(weights):
+            case "bundled":
+                network.load_state_dict(load_bundled())
+            case "imagenet":
+                network.load_state_dict(load_imagenet())
+        stages = {"relu": "c1", "layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}
+        self.features = create_feature_extractor(network, stages)
+        self.frozen = frozen
+        self.requires_grad_(not frozen)
+        self.train(not frozen)
+
+    def forward(self, x: Tensor) -> Pyramid:
+        check_image(x)
+        return Pyramid(**self.features(x))
+
+    def train(self, mode: bool = True) -> ResNet18Encoder:
+        """Switch between training and evaluation; a frozen encoder stays in evaluation."""
+        return super().train(mode and not self.frozen)
+
+
+class Segmenter(nn.Module):
+    """An encoder and a decoder, joined: images in, one value per pixel and channel out.
+
+    The decoder is called as `decoder(pyramid)`. If its `forward` has a parameter called `image`
+    or `query`, it also gets the normalised images, or the `query` that you pass to `forward`.
+
+    `forward(x, query=None)` takes normalised images `[B, 3, H, W]` and returns
+    `[B, out_channels, H, W]`: whatever size the decoder produced is brought to the size of the
+    image (bilinear), for any H, W ≥ 32, divisible by 32 or not. It raises `ValueError` where
+    decoder and query do not fit together, or the decoder returns something else than maps.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        parameters = inspect.signature(decoder.forward).parameters
+        self.takes_image = "image" in parameters
+        self.takes_query = "query" in parameters
+
+    def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
+        extra = self._extra_inputs(x, query)
+        maps = self.decoder(self.encoder(x), **extra)
+        if maps.ndim != 4:
+            raise ValueError(
+                f"The decoder returned {list(maps.shape)}; expected maps [B, out_channels, h, w]. "
+                "A vector or token bridge cannot fill an image by itself: give it a decoder."
+            )
+        if maps.shape[-2:] == x.shape[-2:]:
+            return maps
+        return F.interpolate(maps, size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+    def _extra_inputs(self, x: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        name = type(self.decoder).__name__
+        if query is None and self.takes_query:
+            raise ValueError(f"{name} needs a query: call model(x, query=...).")
+        if query is not None and not self.takes_query:
+            raise ValueError(f"{name} takes no query: call model(x) without one.")
+        extra = {"image": x} if self.takes_image else {}
+        return extra if query is None else {**extra, "query": query}
+
+
+def check_image(x: Tensor) -> None:
+    """Raise a clear error unless `x` is `[B, 3, H, W]`, floating point, with H and W at least 32."""
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"Expected a tensor [B, 3, H, W], got {type(x).__name__}. For an array or a picture from "
+            "Pillow: torch.from_numpy(np.asarray(picture)).permute(2, 0, 1)[None].float() / 255."
+        )
+    if not x.is_floating_point():
+        raise TypeError(
+            f"Expected floating point, got {x.dtype}. Pixels stored as 0…255 become 0…1 with "
+            "images.float() / 255."
+        )
+    if x.ndim != 4:
+        cure = "Add the batch dimension: images[None]." if x.ndim == 3 else "Check the loader."
+        raise ValueError(f"Expected [B, 3, H, W], got {list(x.shape)}. {cure}")
+    if x.shape[1] != 3:
+        raise ValueError(f"Expected 3 channels, got {list(x.shape)}. {_channel_cure(x)}")
+    if min(x.shape[-2:]) < SMALLEST_SIDE:
+        raise ValueError(
+            f"Expected sides of at least {SMALLEST_SIDE} pixels, got {list(x.shape)}: c5 would have "
+            "nothing left to see. Enlarge the images: F.interpolate(images, scale_factor=2)."
+        )
+
+
+def _channel_cure(x: Tensor) -> str:
+    if x.shape[-1] == 3:
+        return "The channels are last; move them: images.permute(0, 3, 1, 2)."
+    if x.shape[1] == 1:
+        return "Grayscale: repeat the channel, images.expand(-1, 3, -1, -1)."
+    if x.shape[1] == 4:
+        return "Drop the fourth one (alpha): images[:, :3]."
+    return "The encoder was trained on RGB; choose or compute three channels."
+
+
+def normalize(images: Tensor) -> Tensor:
+    """Subtract ImageNet's mean and divide by its standard deviation, as the encoder was trained.
+
+    `images` is RGB `[B, 3, H, W]`, floating point, values in 0…1, H and W at least 32; the result
+    has the same shape and dtype, values about −2.1…2.7. Raises `TypeError` for anything but a
+    floating-point tensor and `ValueError` for a wrong shape or range, with the cure in the message.
+    """
+    check_image(images)
+    low, high = (float(value) for value in images.aminmax())
+    if not (low > -float("inf") and high < float("inf")):
+        raise ValueError("The images contain NaN or infinity. Find the image that does: images.isfinite().")
+    if low < 0:
+        raise ValueError(
+            f"Expected values in 0…1, got {low:.3g}…{high:.3g}. Negative values mean that the images "
+            "are normalised already: normalise once."
+        )
+    if high > 1:
+        raise ValueError(
+            f"Expected values in 0…1, got {low:.3g}…{high:.3g}. Pixels in 0…255 become 0…1 with "
+            "images / 255."
+        )
+    mean = torch.tensor(MEAN, dtype=images.dtype, device=images.device).view(3, 1, 1)
+    std = torch.tensor(STD, dtype=images.dtype, device=images.device).view(3, 1, 1)
+    return (images - mean) / std
+
+
+def load_bundled() -> dict[str, Tensor]:
+    """Return the bundled checkpoint, a `torchvision.models.resnet18(num_classes=200)` state dict.
+
+    The file's SHA-256 is verified before anything is read from it; values are float32. Raises
+    `FileNotFoundError` where the file is missing and `ValueError` where its hash is wrong.
+    """
+    if not BUNDLED.exists():
+        raise FileNotFoundError(f"{BUNDLED} is missing: install the package again.")
+    content = BUNDLED.read_bytes()
+    found = hashlib.sha256(content).hexdigest()
+    if found != BUNDLED_SHA256:
+        raise ValueError(
+            f"{BUNDLED.name} is damaged: its SHA-256 is {found[:12]}…, expected "
+            f"{BUNDLED_SHA256[:12]}…. Install the package again."
+        )
+    state = load_safetensors(content)
+    return {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
+
+
+def load_imagenet() -> dict[str, Tensor]:
+    """Return torchvision's `IMAGENET1K_V1` state dict (1000 classes), downloaded and verified once.
+
+    Raises `RuntimeError` where it cannot be had.
+    """
+    weights = ResNet18_Weights.IMAGENET1K_V1
+    try:
+        return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
+    except (OSError, HTTPException, RuntimeError, EOFError, UnpicklingError) as error:
+        cached = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+        damaged = f" Delete {cached}, which may be damaged." if cached.exists() else ""
+        raise RuntimeError(
+            f"The ImageNet weights could not be loaded from {weights.url} ({error}).{damaged} "
+            'Check the connection and try again, or use weights="bundled", which needs no download.'
+        ) from error
+
+
+def _resolve(weights: str | None) -> str:
+    name = "random" if weights is None else weights
+    if name == "bundled":
+        name = os.environ.get("BOOK_WEIGHTS") or "bundled"
+    if name not in ("bundled", "imagenet", "random") or weights == "random":
+        raise ValueError(
+            f'Unknown weights {name!r}: expected "bundled", "imagenet" or None '
+            "(in the environment variable BOOK_WEIGHTS: bundled, imagenet or random)."
+        )
+    return name
