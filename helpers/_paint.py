@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from helpers._draw import (
+    ONE,
     SIZE,
     TURN,
     UNIT,
@@ -23,10 +24,10 @@ from helpers._draw import (
 COLORS = {
     "red": (186, 62, 48),
     "orange": (222, 126, 58),
-    "yellow": (228, 182, 84),
+    "yellow": (222, 178, 88),
     "green": (112, 138, 78),
     "teal": (52, 128, 126),
-    "blue": (58, 88, 148),
+    "blue": (60, 86, 138),
     "purple": (116, 72, 116),
     "pink": (218, 140, 138),
     "cream": (238, 226, 200),
@@ -44,6 +45,7 @@ GROUNDS = (
     (160, 160, 128),  # moss
     (196, 184, 156),  # straw
 )
+FRAME = (slice(0, SIZE), slice(0, SIZE))
 REACH = 12  # pixels that a shadow may extend beyond its object
 
 
@@ -88,35 +90,58 @@ class Stock:
 
     def cut(self, draws: Draws, window: Window) -> Floats:
         """Return the texture of one thing, about −1…1, cut from a random place."""
-        height, width = (side.stop - side.start for side in window)
-        mottle, grain = draws.uniform(0.2, 1.0), draws.uniform(0.0, 1.0)
-        paper = draws.uniform(0.1, 0.5)
-        texture = mottle * self._piece(draws, self.mottle, height, width)
-        texture += paper * self._piece(draws, self.paper, height, width)
-        upright = draws.between(0, 1)
-        if upright:
-            texture += grain * self._piece(draws, self.grain.T, height, width)
-        else:
-            texture += grain * self._piece(draws, self.grain, height, width)
+        grain = self.grain if draws.between(0, 1) else self.grain.T
+        texture = draws.uniform(0.3, 1.0) * self.piece(draws, self.mottle, window)
+        texture += draws.uniform(0.1, 0.5) * self.piece(draws, self.paper, window)
+        texture += draws.uniform(0.0, 1.0) * self.piece(draws, grain, window)
+        if draws.between(1, 4) == 1:
+            texture += draws.uniform(0.4, 0.9) * self._hatching(draws, window)
         return texture
 
+    def _hatching(self, draws: Draws, window: Window) -> Floats:
+        angle, period = draws.between(0, TURN - 1), draws.uniform(3.5, 9.0)
+        y, x = (np.arange(side.stop - side.start, dtype=np.float32) / period for side in window)
+        phase = x * (cosine(angle) / ONE) + (y * (sine(angle) / ONE))[:, None]
+        phase += 0.6 * self.piece(draws, self.mottle, window)
+        return 4 * np.abs(phase - np.floor(phase) - 0.5) - 1
+
     @staticmethod
-    def _piece(draws: Draws, field: Floats, height: int, width: int) -> Floats:
-        top, left = draws.between(0, SIZE - 1), draws.between(0, SIZE - 1)
-        rows = np.arange(top, top + height) % SIZE
-        columns = np.arange(left, left + width) % SIZE
-        return field[rows[:, None], columns]
+    def piece(draws: Draws, field: Floats, window: Window) -> Floats:
+        """Return as much of a field as covers a window, from a random place."""
+        rows, columns = (
+            np.arange(side.stop - side.start) + draws.between(0, SIZE - 1) for side in window
+        )
+        return field[rows[:, None] % SIZE, columns % SIZE]
+
+
+class Lamp:
+    """Where the light of one scene comes from: always from above, as in most pictures."""
+
+    def __init__(self, draws: Draws) -> None:
+        angle = draws.between(TURN * 9 // 16, TURN * 15 // 16)
+        self.x, self.y = cosine(angle) / ONE, sine(angle) / ONE
+
+    def steps(self, length: float) -> tuple[int, int]:
+        """Return `length` pixels towards the light as whole pixels to the right and down."""
+        return int(np.floor(length * self.x + 0.5)), int(np.floor(length * self.y + 0.5))
+
+    def slope(self, window: Window) -> Floats:
+        """Return a plane over a window that rises towards the light, about −0.5…0.5."""
+        y, x = (
+            (np.arange(side.stop - side.start, dtype=np.float32) + 0.5) / (side.stop - side.start)
+            - np.float32(0.5)
+            for side in window
+        )
+        return self.x * x + (self.y * y)[:, None]
 
 
 def paint(draws: Draws, sheets: list[Sheet], colors: list[str]) -> NDArray[np.float32]:
-    """Return the picture of `sheets`, rearmost first: float32 `[3, 128, 128]`, 0…1."""
-    stock = Stock(draws)
-    toward = draws.between(TURN * 9 // 16, TURN * 15 // 16)  # the light comes from above
-    light = (cosine(toward) / 4096, sine(toward) / 4096)
+    """Return the picture of `sheets`, rearmost first: `[3, 128, 128]`, 0…1, in steps of 1/255."""
+    stock, lamp = Stock(draws), Lamp(draws)
     image = _ground(draws, stock)
-    for height, (sheet, color) in enumerate(zip(sheets, colors, strict=True)):
-        _lay(image, draws, stock, sheet, color, light, 1.5 + 0.5 * height)
-    _light_up(image, draws, light)
+    for k, (sheet, color) in enumerate(zip(sheets, colors, strict=True)):
+        _lay(image, draws, stock, lamp, sheet, _rgb(COLORS[color]), height=1.5 + 0.5 * k)
+    image *= _light(draws, lamp)
     image += _noise(draws)
     levels = np.floor(np.clip(image, 0, 1) * 255 + 0.5)
     return (levels / 255).astype(np.float32, copy=False)
@@ -126,46 +151,31 @@ def _ground(draws: Draws, stock: Stock) -> Floats:
     place = draws.between(0, len(GROUNDS) - 1)
     step = 1 if draws.between(0, 1) else -1
     here, there = (_rgb(GROUNDS[(place + k * step) % len(GROUNDS)]) for k in range(2))
-    texture = stock.cut(draws, (slice(0, SIZE), slice(0, SIZE)))
+    texture = stock.cut(draws, FRAME)
     blend = soft_step(0.5 + 0.9 * stock.clouds)
     strength = draws.uniform(0.06, 0.16)
     return (here + (there - here) * blend) * (1 + strength * texture)
 
 
-def _lay(
-    image: Floats, draws: Draws, stock: Stock, sheet: Sheet, color: str,
-    light: tuple[float, float], height: float,
-) -> None:  # fmt: skip
+def _lay(image: Floats, draws: Draws, stock: Stock, lamp: Lamp, sheet: Sheet, rgb: Floats,
+         height: float) -> None:  # fmt: skip
+    """Put one sheet on the picture, `height` pixels above it."""
     window = sheet.around(REACH)
-    distance = sheet.distance(window).astype(np.float32) / UNIT
-    cover = np.clip(0.5 - distance, 0, 1)
-
-    softness = 1.0 + height
-    shadow = soft_step(0.5 - distance / (2 * softness))
-    dx, dy = (-int(np.floor(part * height * 1.3 + 0.5)) for part in light)
-    shadow = _shift(shadow, dx, dy) * draws.uniform(0.35, 0.55)
     region = (slice(None), *window)
-    image[region] *= 1 - shadow * _column(0.9, 0.95, 0.85)
+    distance = sheet.distance(window).astype(np.float32) / UNIT
 
-    texture = stock.cut(draws, window)
-    strength = draws.uniform(0.04, 0.14)
-    value = draws.uniform(0.9, 1.08)
-    across = _plane(window, light) * draws.uniform(0.05, 0.18)
-    slope = soft_step(0.5 - distance / 2.5)
-    step = tuple(int(np.floor(part + 0.5)) for part in light)
-    rim = _shift(slope, -step[0], -step[1]) - _shift(slope, step[0], step[1])
-    tone = value * (1 + strength * texture + across) - 0.10 * rim
-    paint_ = _rgb(COLORS[color]) * tone
-    image[region] += cover * (paint_ - image[region])
+    shadow = soft_step(0.5 - distance / (2 + 2 * height))
+    shadow = _shift(shadow, *lamp.steps(-1.4 * height)) * draws.uniform(0.4, 0.65)
+    image[region] *= 1 - shadow * _column(0.92, 0.96, 0.86)
 
-
-def _plane(window: Window, light: tuple[float, float]) -> Floats:
-    y, x = (
-        (np.arange(side.start, side.stop, dtype=np.float32) - (side.start + side.stop) / 2)
-        / (side.stop - side.start)
-        for side in window
-    )
-    return light[0] * x[None] + light[1] * y[:, None]
+    texture = draws.uniform(0.05, 0.18) * stock.cut(draws, window)
+    across = draws.uniform(0.1, 0.3) * lamp.slope(window)
+    body = soft_step(0.5 - distance / 2.5)
+    rim = _shift(body, *lamp.steps(-1)) - _shift(body, *lamp.steps(1))
+    tone = draws.uniform(0.88, 1.06) + texture + across - 0.1 * rim
+    drift = draws.uniform(0.0, 0.16) * stock.piece(draws, stock.clouds, window)
+    paper = rgb * tone * (1 + drift * _column(1, 0, -1))
+    image[region] += np.clip(0.5 - distance, 0, 1) * (paper - image[region])
 
 
 def _shift(field: Floats, dx: int, dy: int) -> Floats:
@@ -177,12 +187,16 @@ def _shift(field: Floats, dx: int, dy: int) -> Floats:
     return shifted
 
 
-def _light_up(image: Floats, draws: Draws, light: tuple[float, float]) -> None:
-    plane = _plane((slice(0, SIZE), slice(0, SIZE)), light) * draws.uniform(0.2, 0.6)
-    warmth = draws.uniform(0.0, 0.12)
-    away = (np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2) / SIZE
-    vignette = 1.04 - 0.35 * (away * away + (away * away)[:, None])
-    image *= vignette * (1 + plane) * (1 + plane * _column(warmth, 0, -warmth))
+def _light(draws: Draws, lamp: Lamp) -> Floats:
+    slope = lamp.slope(FRAME)
+    away = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE - np.float32(0.5)
+    vignette = 1.05 - 0.4 * (away * away + (away * away)[:, None])
+    warmth = draws.uniform(0.02, 0.16)
+    return (
+        vignette
+        * (1 + draws.uniform(0.25, 0.7) * slope)
+        * (1 + slope * _column(warmth, 0, -warmth))
+    )
 
 
 def _noise(draws: Draws) -> Floats:

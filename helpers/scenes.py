@@ -34,7 +34,7 @@ VOCABULARY = (
 
 SMALLEST, LARGEST = 4, 60  # radius in pixels
 SHORTEST_POLE = 16
-FEWEST, MOST = 2, 7  # objects in a scene
+COUNTS = (2, 3, 4, 5, 5, 6, 6, 7, 7)  # of objects, equally likely
 MIN_PIXELS = 12  # that every object shows
 MIN_SHOWN = 0.4  # of what an object has inside the frame
 TRIES = 20
@@ -158,7 +158,7 @@ def _natural(value: int, name: str) -> int:
 
 def _compose(draws: Draws) -> tuple[list[Sheet], NDArray[np.int8]]:
     """Place the objects, the rearmost first; also return who is on top where (−1: nobody)."""
-    count = draws.between(FEWEST, MOST)
+    count = COUNTS[draws.between(0, len(COUNTS) - 1)]
     drawn = []
     for _ in range(count):
         shape = SHAPES[draws.between(0, len(SHAPES) - 1)]
