@@ -1,0 +1,372 @@
+"""The error index as data: what common messages mean, why they come and which line to change."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+
+UNKNOWN = (
+    "This is not one of ours: no row of the book's error index fits it. The last line of the "
+    "traceback says what went wrong, the lowest line of your own code says where: print the shape "
+    "and the dtype of every tensor on that line. If that does not help, search for the message "
+    "without its numbers."
+)
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One chapter of the book: its number and slug, and the question that it answers."""
+
+    number: str
+    slug: str
+    question: str
+
+    @property
+    def notebook(self) -> Path:
+        """Where its notebook lies in the book's repository, written or not."""
+        return NOTEBOOKS / f"{self.number}_{self.slug}.ipynb"
+
+    def __str__(self) -> str:
+        # An installed package comes without notebooks, and then cannot tell which are planned.
+        planned = " (planned)" if NOTEBOOKS.is_dir() and not self.notebook.exists() else ""
+        return f"chapter {self.number} “{self.question}”{planned}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the error index.
+
+    `pattern` is a regular expression that Python and JavaScript read alike, for text whose white
+    space is single spaces. `numbers` says what the numbers in a message mean: `{1}` stands for the
+    pattern's first group. `example` is a complete program that raises the error, `fixed` the same
+    program, cured.
+    """
+
+    slug: str
+    pattern: str
+    title: str
+    numbers: str
+    cause: str
+    cure: str
+    chapter: Chapter
+    example: str
+    fixed: str
+
+    def read_numbers(self, match: re.Match[str]) -> str:
+        """Return `numbers` with those of the message, or nothing where the message has none."""
+        if not self.numbers or None in match.groups():
+            return ""
+        return self.numbers.format(match.group(0), *match.groups())
+
+    def change(self) -> list[str]:
+        """Return the lines that leave (`- `) and enter (`+ `) the example when it is cured."""
+        lines = difflib.ndiff(self.example.splitlines(), self.fixed.splitlines())
+        return [line for line in lines if line[0] in "+-"]
+
+
+ROWS = (
+    Row(
+        slug="mat1-mat2",
+        pattern=(r"mat1 and mat2 shapes cannot be multiplied(?: \((\d+)x(\d+) and (\d+)x(\d+)\))?"),
+        title="A linear layer gets another number of values than it was built for",
+        numbers="each row that arrives has {2} values; the layer was built for {3}.",
+        cause=(
+            "`nn.Linear` has one weight per input value, so its width fixes the size of the map "
+            "that is flattened before it: 512·7·7 = 25088 values fit images of 224 pixels and no "
+            "others. At 256 pixels c5 is 8×8, and 32768 values arrive. If the number that arrives "
+            "is the width of a map (1, 7 or 8), the map was never flattened."
+        ),
+        cure=(
+            "Pool to a fixed grid before you flatten, and size the layer by the channels alone; "
+            "then every image size fits. A map that was never flattened needs `nn.Flatten()`."
+        ),
+        chapter=Chapter("03", "conv_projection", "my decoder wants other channels"),
+        example="""\
+import torch
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+head = nn.Sequential(
+    nn.Flatten(),
+    nn.Linear(512 * 7 * 7, 10),
+)
+head(encoder(torch.rand(2, 3, 224, 224)).c5)
+head(encoder(torch.rand(2, 3, 256, 256)).c5)
+""",
+        fixed="""\
+import torch
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+head = nn.Sequential(
+    nn.AdaptiveAvgPool2d(1),
+    nn.Flatten(),
+    nn.Linear(512, 10),
+)
+head(encoder(torch.rand(2, 3, 224, 224)).c5)
+head(encoder(torch.rand(2, 3, 256, 256)).c5)
+""",
+    ),
+    Row(
+        slug="cat-sizes",
+        pattern=(
+            r"Sizes of tensors must match except in dimension 1\b"
+            r"(?:\. Expected (?:size )?(\d+)(?: in dimension \d+)? but got (?:size )?(\d+))?"
+        ),
+        title="Two maps of different size cannot be stacked",
+        numbers="one tensor is {1} long where another is {2}.",
+        cause=(
+            "`torch.cat` along the channels needs maps of the same height and width. Sizes that "
+            "differ by one come from an image that 32 does not divide: the encoder rounds up (45 "
+            "becomes 23), and doubling gives 46. Sizes that differ by a factor belong to two "
+            "levels: from c5 to c1 the sides double at every step."
+        ),
+        cure=(
+            "Resize to the size of the map that you stack onto, never by a factor. Keep channels "
+            "(`dim=1`) as the dimension of `torch.cat`."
+        ),
+        chapter=Chapter("05", "unet", "my masks are blobs"),
+        example="""\
+import torch
+import torch.nn.functional as F
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+pyramid = encoder(torch.rand(1, 3, 360, 360))
+up = F.interpolate(pyramid.c4, scale_factor=2)
+torch.cat([up, pyramid.c3], dim=1)
+""",
+        fixed="""\
+import torch
+import torch.nn.functional as F
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+pyramid = encoder(torch.rand(1, 3, 360, 360))
+up = F.interpolate(pyramid.c4, size=pyramid.c3.shape[-2:])
+torch.cat([up, pyramid.c3], dim=1)
+""",
+    ),
+    Row(
+        slug="conv-channels",
+        pattern=(
+            r"Given (?:groups|transposed)=\d+, weight of size"
+            r"(?:.*? to have (\d+) channels?, but got (\d+) channels?)?"
+        ),
+        title="A convolution gets another number of channels than it was built for",
+        numbers="the convolution was built for {1} channels and got {2}.",
+        cause=(
+            "A convolution fixes its number of input channels when it is built. c1 to c5 have 64, "
+            "64, 128, 256 and 512, so a layer made for one level does not fit the next. Where 3 "
+            "channels were expected, the images are grayscale (1), carry alpha (4), or have their "
+            "channels last."
+        ),
+        cure=(
+            "Ask the encoder for the number instead of writing it down. Images: repeat the gray "
+            "channel with `images.expand(-1, 3, -1, -1)`, drop alpha with `images[:, :3]`, move "
+            "last channels with `images.permute(0, 3, 1, 2)`."
+        ),
+        chapter=Chapter("01", "encoder", "what leaves a ResNet-18, and where?"),
+        example="""\
+import torch
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+head = nn.Conv2d(256, 10, kernel_size=1)
+head(encoder(torch.rand(1, 3, 224, 224)).c5)
+""",
+        fixed="""\
+import torch
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+head = nn.Conv2d(encoder.out_channels[-1], 10, kernel_size=1)
+head(encoder(torch.rand(1, 3, 224, 224)).c5)
+""",
+    ),
+    Row(
+        slug="view-size",
+        pattern=r"view size is not compatible",
+        title="`view` meets a tensor whose values lie in another order in memory",
+        numbers="",
+        cause=(
+            "`view` only renames dimensions; it moves nothing. After `transpose` or `permute`, as "
+            "on the way from a map `[B, C, H, W]` to tokens `[B, H·W, C]`, neighbours in the "
+            "tensor are no longer neighbours in memory, and no renaming gives the shape that you "
+            "ask for."
+        ),
+        cure=(
+            "Use `reshape`, which copies where it must. Neither of the two swaps dimensions: for "
+            "a map again, transpose first and then reshape, or pixels and channels mix without "
+            "an error."
+        ),
+        chapter=Chapter("04", "attention", "which positions matter?"),
+        example="""\
+import torch
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+c5 = encoder(torch.rand(2, 3, 224, 224)).c5
+tokens = c5.flatten(2).transpose(1, 2)  # [2, 49, 512]
+vector = tokens.view(2, 49 * 512)
+""",
+        fixed="""\
+import torch
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+c5 = encoder(torch.rand(2, 3, 224, 224)).c5
+tokens = c5.flatten(2).transpose(1, 2)  # [2, 49, 512]
+vector = tokens.reshape(2, 49 * 512)
+""",
+    ),
+    Row(
+        slug="one-value-per-channel",
+        pattern=(
+            r"Expected more than 1 value per channel when training"
+            r"(?:, got input size (?:torch\.Size\()?\[([\d, ]+)\])?"
+        ),
+        title="BatchNorm cannot learn from a single value",
+        numbers="the input is [{1}], one value for each channel.",
+        cause=(
+            "In training BatchNorm takes mean and variance of each channel over the batch and all "
+            "positions. After pooling to 1×1 a batch of one image leaves a single value, which has "
+            "no variance. It often strikes at the end of an epoch, when one image is left over."
+        ),
+        cure=(
+            "Where the map is 1×1, normalise with GroupNorm, which looks at one image at a time. "
+            "For a left-over image, `DataLoader(…, drop_last=True)`. For predictions, call "
+            "`model.eval()` first."
+        ),
+        chapter=Chapter("07", "spatial_pyramid", "any input size; more context"),
+        example="""\
+import torch
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+context = nn.Sequential(
+    nn.AdaptiveAvgPool2d(1),
+    nn.Conv2d(512, 64, kernel_size=1),
+    nn.BatchNorm2d(64),
+)
+context(encoder(torch.rand(1, 3, 224, 224)).c5)
+""",
+        fixed="""\
+import torch
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+context = nn.Sequential(
+    nn.AdaptiveAvgPool2d(1),
+    nn.Conv2d(512, 64, kernel_size=1),
+    nn.GroupNorm(8, 64),
+)
+context(encoder(torch.rand(1, 3, 224, 224)).c5)
+""",
+    ),
+)
+
+
+def find(text: str) -> tuple[Row, re.Match[str]] | None:
+    """Return the row that a message belongs to, with its match, or `None`.
+
+    In a whole traceback the row that matches last counts: the last error is the one that stopped
+    the program.
+    """
+    text = re.sub(r"\s+", " ", text)
+    found = [(row, match) for row in ROWS if (match := re.search(row.pattern, text))]
+    return max(found, key=lambda pair: pair[1].start(), default=None)
+
+
+def explain(error: BaseException | str) -> str:
+    """Return what an error means, why it came and which line to change.
+
+    `error` is an exception, its message, or a whole traceback as text. What the error index does
+    not know gets a text that begins with "This is not one of ours". Raises `TypeError` for
+    anything else.
+    """
+    if not isinstance(error, BaseException | str):
+        raise TypeError(
+            f"Expected an exception or its message, got {type(error).__name__}. "
+            "Pass what `except Exception as error` caught, or paste the message as a string."
+        )
+    found = find(str(error))
+    if found is None:
+        return _wrap(UNKNOWN)
+    row, match = found
+    numbers = row.read_numbers(match)
+    return "\n".join(
+        [
+            _wrap(f"{row.title}."),
+            *([_wrap(f"Your numbers: {numbers}")] if numbers else []),
+            _wrap(f"Why: {row.cause}"),
+            _wrap(f"Cure: {row.cure} For example:"),
+            *(f"    {line}" for line in row.change()),
+            _wrap(f"Read on: {row.chapter}"),
+        ]
+    )
+
+
+class explaining:
+    """Print an explanation under the traceback of whatever goes wrong inside the `with` block.
+
+    The exception goes on unchanged. In a notebook the explanation follows the cell's traceback; in
+    a script it is the traceback's last lines (before Python 3.11: the lines above it).
+    `KeyboardInterrupt` and `SystemExit` pass without a word.
+    """
+
+    def __enter__(self) -> explaining:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, Exception):
+            _print_under_traceback(error, "\n" + explain(error))
+
+
+def _print_under_traceback(error: Exception, text: str) -> None:
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is not None:
+        _print_after_cell(shell, error, text)
+    elif sys.version_info < (3, 11):
+        print(text, file=sys.stderr)
+    elif text not in getattr(error, "__notes__", ()):
+        error.add_note(text)
+
+
+def _print_after_cell(shell: Any, error: Exception, text: str) -> None:
+    # Not a note: IPython 7, which Colab brings, leaves notes out of its tracebacks.
+    def print_once(cell: Any) -> None:
+        shell.events.unregister("post_run_cell", print_once)
+        uncaught = getattr(sys, "last_value", None) is error
+        if uncaught and not hasattr(cell, "explained"):
+            cell.explained = True
+            print(text)
+
+    shell.events.register("post_run_cell", print_once)
+
+
+def _wrap(text: str) -> str:
+    # Code between backticks stays on one line.
+    text = re.sub("`[^`]*`", lambda code: code.group().replace(" ", "\0"), text)
+    lines = textwrap.fill(text, width=88, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\0", " ")

@@ -1,0 +1,175 @@
+"""Write `book/error_index.md` from `helpers.errors`, with the messages that its examples raise.
+
+python -m tools.error_index            writes the page
+python -m tools.error_index --check    fails where the page is not what would be written
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import traceback
+from pathlib import Path
+
+from helpers.errors import ROWS, UNKNOWN, Chapter, Row, find
+
+PAGE = Path(__file__).parent.parent / "book" / "error_index.md"
+
+INTRODUCTION = """\
+<!-- Written by tools/error_index.py from helpers/errors.py: edit there. -->
+
+# What does this error mean?
+
+The errors that people hit when they put a decoder on a ResNet-18: why each of them comes and which
+line to change. Paste yours, or read on; every message below was raised by the lines under it.
+"""
+
+BOX = """\
+```{raw} html
+<style>
+#error-box textarea, #error-result {
+  box-sizing: border-box; width: 100%; border-radius: .4rem; padding: .6rem .8rem;
+  border: 1px solid var(--pst-color-border); color: var(--pst-color-text-base);
+}
+#error-box label { display: block; font-weight: 600; margin-bottom: .3rem; }
+#error-box textarea {
+  background: var(--pst-color-surface); resize: vertical;
+  font: 16px/1.4 var(--pst-font-family-monospace, monospace);
+}
+#error-result { border-left: .3rem solid var(--pst-color-primary); margin: .6rem 0 1.5rem; }
+#error-result:empty { display: none; }
+#error-result p { margin: .3rem 0; overflow-wrap: anywhere; }
+#error-result pre { margin: .3rem 0; overflow-x: auto; }
+.error-message pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+</style>
+<div id="error-box">
+<label for="error-text">Paste the last line of the traceback, or all of it</label>
+<textarea id="error-text" rows="4" spellcheck="false" autocapitalize="off" autocomplete="off"
+ placeholder="RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x8192 and 6272x256)"
+></textarea>
+<div id="error-result" role="status" aria-live="polite"></div>
+<noscript><p>The box needs JavaScript; the sections below do not.</p></noscript>
+</div>
+<script type="application/json" id="error-index">DATA</script>
+<script src="../_static/error_index.js"></script>
+```
+"""
+
+IN_CODE = """\
+In a notebook or a script, the same words appear under the traceback of whatever goes wrong inside
+this block (the error itself passes through unchanged):
+
+```python
+from helpers.errors import explaining
+
+with explaining():
+    ...  # the lines that fail
+```
+"""
+
+SECTION = """\
+(error-{slug})=
+## {title}
+
+```{{code-block}} text
+:class: error-message
+{message}
+```
+
+**Why.** {cause}
+
+These lines raise it:
+
+{example}
+
+**Cure.** {cure}
+
+{fixed}
+
+Read on: {chapter}.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare, write nothing")
+    check = parser.parse_args().check
+    page = make_page()
+    if not check:
+        PAGE.write_text(page, encoding="utf-8")
+    elif not PAGE.exists() or PAGE.read_text(encoding="utf-8") != page:
+        raise SystemExit(f"{PAGE.name} is out of date: run python -m tools.error_index")
+
+
+def make_page() -> str:
+    """Return the page as MyST Markdown; runs every example, and raises if one does not fail."""
+    # "</script>" in a text would end the block early.
+    data = json.dumps(index_data(), ensure_ascii=False).replace("<", "\\u003c")
+    return "\n".join([INTRODUCTION, BOX.replace("DATA", data), IN_CODE, *map(_section, ROWS)])
+
+
+def index_data() -> dict[str, object]:
+    """Return what the paste box needs: the rows, and what to say where none fits."""
+    rows = [
+        {
+            "slug": row.slug,
+            "pattern": row.pattern,
+            "title": row.title,
+            "numbers": row.numbers,
+            "cause": row.cause,
+            "cure": row.cure,
+            "change": "\n".join(row.change()),
+            "chapter": str(row.chapter),
+            "href": _address(row.chapter, "html"),
+        }
+        for row in ROWS
+    ]
+    return {"unknown": UNKNOWN, "rows": rows}
+
+
+def raised_by(row: Row) -> str:
+    """Run a row's example and return the last line of its traceback."""
+    try:
+        exec(compile(row.example, f"<{row.slug}>", "exec"), {})
+    except Exception as error:
+        message = "".join(traceback.format_exception_only(error)).strip()
+        found = find(message)
+        if found is None or found[0] is not row:
+            raise AssertionError(f"{row.slug}: the example raised another error") from error
+        return message
+    raise AssertionError(f"{row.slug}: the example raised nothing")
+
+
+def _section(row: Row) -> str:
+    left, right = row.example.splitlines(), row.fixed.splitlines()
+    changes = difflib.SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
+    broken = [n for tag, a, b, _, _ in changes if tag != "equal" for n in range(a, b)]
+    cured = [n for tag, _, _, a, b in changes if tag != "equal" for n in range(a, b)]
+    address = _address(row.chapter, "ipynb")
+    return SECTION.format(
+        slug=row.slug,
+        title=row.title,
+        message=raised_by(row),
+        cause=row.cause,
+        cure=row.cure,
+        example=_code(left, broken),
+        fixed=_code(right, cured),
+        chapter=f"[{row.chapter}]({address})" if address else row.chapter,
+    )
+
+
+def _address(chapter: Chapter, suffix: str) -> str:
+    """Return where a chapter lies, seen from the page, or nothing where it is not written yet."""
+    notebook = chapter.notebook
+    return f"../notebooks/{notebook.stem}.{suffix}" if notebook.exists() else ""
+
+
+def _code(lines: list[str], emphasized: list[int]) -> str:
+    numbers = ",".join(str(n + 1) for n in emphasized)
+    option = [f":emphasize-lines: {numbers}"] if numbers else []
+    return "\n".join(["```{code-block} python", *option, *lines, "```"])
+
+
+if __name__ == "__main__":
+    main()
