@@ -71,11 +71,13 @@ def test_files_that_are_linked_exist(page):
 def test_every_address_of_the_repository_is_the_configured_one():
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     repository = re.search(r'^Repository\s*=\s*"(.+)"', project, flags=re.MULTILINE)[1]
-    assert f"pip install git+{repository}\n" in README
-    path = repository.removeprefix("https://github.com/")
+    how_to_read = (ROOT / "book" / "how_to_read.md").read_text(encoding="utf-8")
+    for page in (README, how_to_read):
+        assert set(re.findall(r"https://github\.com/[\w.-]+/[\w.-]*\w", page)) == {repository}
+    name = repository.removeprefix("https://github.com/")
     (opened,) = re.findall(r"https://colab\.research\.google\.com/github/([^)]+)", README)
-    assert opened.startswith(f"{path}/blob/main/")
-    assert (ROOT / opened.removeprefix(f"{path}/blob/main/")).exists()
+    assert opened.startswith(f"{name}/blob/main/notebooks/")
+    assert (ROOT / opened.removeprefix(f"{name}/blob/main/")).exists()
 
 
 def test_the_size_of_the_weights_is_stated():
