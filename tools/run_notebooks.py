@@ -67,9 +67,7 @@ def run(path: Path) -> int:
     text = notebook.dumps(stored)
     size = len(text.encode())
     if size > LARGEST:
-        sys.exit(
-            f"\n{path.name} has {size / 1e6:.2f} MB; make its pictures smaller."
-        )
+        sys.exit(f"\n{path.name} has {size / 1e6:.2f} MB; make its pictures smaller.")
     write(path, text)
     return size
 
