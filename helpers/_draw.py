@@ -125,7 +125,8 @@ def signed_distance(shape: str, x: Ints, y: Ints, radius: int, width: int, angle
         side = _along(x, y, angle + k * TURN // 5)
         second = np.maximum(second, np.minimum(first, side))
         first = np.maximum(first, side)
-    return second - (radius * cosine(TURN // 5) // ONE)
+    # Without the circle, the tips of its shadow would run far ahead of it.
+    return np.maximum(second - (radius * cosine(TURN // 5) // ONE), _length(x, y) - radius)
 
 
 def _along(x: Ints, y: Ints, angle: int) -> Ints:

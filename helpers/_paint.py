@@ -30,7 +30,7 @@ COLORS = {
     "blue": (60, 86, 138),
     "purple": (116, 72, 116),
     "pink": (218, 140, 138),
-    "cream": (238, 226, 200),
+    "cream": (228, 215, 188),
 }
 # Neighbours in this row belong together; a background passes from one into the next.
 GROUNDS = (
@@ -194,7 +194,7 @@ def _light(draws: Draws, lamp: Lamp) -> Floats:
     warmth = draws.uniform(0.02, 0.16)
     return (
         vignette
-        * (1 + draws.uniform(0.25, 0.7) * slope)
+        * (1 + draws.uniform(0.2, 0.6) * slope)
         * (1 + slope * _column(warmth, 0, -warmth))
     )
 

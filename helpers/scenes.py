@@ -18,7 +18,21 @@ from torch.utils.data import Dataset
 from helpers._draw import SIZE, TURN, UNIT, Draws
 from helpers._paint import COLORS, Sheet, paint
 
-VERSION = 1
+__all__ = [
+    "CLASSES",
+    "COLORS",
+    "SHAPES",
+    "SIZE",
+    "VERSION",
+    "VOCABULARY",
+    "Object",
+    "Scene",
+    "Scenes",
+    "batch",
+    "scene",
+]
+
+VERSION = 1  # frozen: it was tuned on indices below 10,000 only, so report on others
 CLASSES = ("background", "disc", "square", "triangle", "star", "ring", "pole")
 SHAPES = CLASSES[1:]
 PLURALS = {shape: shape + "s" for shape in SHAPES}
@@ -38,6 +52,7 @@ COUNTS = (2, 3, 4, 5, 5, 6, 6, 7, 7)  # of objects, equally likely
 MIN_PIXELS = 12  # that every object shows
 MIN_SHOWN = 0.4  # of what an object has inside the frame
 TRIES = 20
+IN_FRONT = 5  # pixels to hide before a caption says so
 
 
 @dataclass(frozen=True)
@@ -84,7 +99,8 @@ class Scene:
 def scene(index: int, seed: int = 0) -> Scene:
     """Return the scene that belongs to `(seed, index)`: the same on every machine, at any time.
 
-    `index` and `seed` are integers, not negative. Raises `TypeError` or `ValueError` otherwise.
+    `index` and `seed` are integers from 0 to 2⁶⁴ − 1. Raises `TypeError` for anything but an
+    integer and `ValueError` for one out of range. Takes about 4 ms.
     """
     index, seed = _natural(index, "index"), _natural(seed, "seed")
     draws = Draws(VERSION, seed, index)
@@ -151,8 +167,8 @@ def _natural(value: int, name: str) -> int:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"Expected an integer {name}, got {type(value).__name__}.") from None
-    if number < 0:
-        raise ValueError(f"Expected {name} ≥ 0, got {number}.")
+    if not 0 <= number < 1 << 64:
+        raise ValueError(f"Expected {name} ≥ 0 and below 2⁶⁴, got {number}.")
     return number
 
 
@@ -252,7 +268,8 @@ def _caption(objects: tuple[Object, ...], sheets: list[Sheet], owner: NDArray[np
         return " and ".join(parts.values())
     behind, front = sorted(singles[:2])
     first, second = (objects[k] for k in singles[:2])
-    if (owner[sheets[behind].window][sheets[behind].inside] == front).any():
+    hidden = owner[sheets[behind].window][sheets[behind].inside] == front
+    if np.count_nonzero(hidden) >= IN_FRONT:
         first, second, relation = objects[front], objects[behind], "in front of"
     elif abs(first.y - second.y) > abs(first.x - second.x):
         relation = "above" if first.y < second.y else "below"
