@@ -1,4 +1,4 @@
-"""A pretrained ResNet-18 that returns its five feature maps, and the model that puts a decoder on it."""
+"""A pretrained ResNet-18 that returns its five maps, and the model that puts a decoder on it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ STD = (0.229, 0.224, 0.225)
 OUT_CHANNELS = (64, 64, 128, 256, 512)
 STRIDES = (2, 4, 8, 16, 32)
 SMALLEST_SIDE = 32
+ROUNDING = 1e-3  # resizing leaves values a hair outside of 0…1
 
 BUNDLED = Path(__file__).parent / "weights" / "resnet18-tiny-imagenet-fp16.safetensors"
 BUNDLED_SHA256 = "bdcf01b2d2a6a3ff542d0c96cb1599ea479404a04468cfba44207dd510c9574d"
@@ -108,9 +109,10 @@ class Segmenter(nn.Module):
     def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
         extra = self._extra_inputs(x, query)
         maps = self.decoder(self.encoder(x), **extra)
-        if maps.ndim != 4:
+        if not isinstance(maps, Tensor) or maps.ndim != 4:
+            found = list(maps.shape) if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
             raise ValueError(
-                f"The decoder returned {list(maps.shape)}; expected maps [B, out_channels, h, w]. "
+                f"The decoder returned {found}; expected maps [B, out_channels, h, w]. "
                 "A vector or token bridge cannot fill an image by itself: give it a decoder."
             )
         if maps.shape[-2:] == x.shape[-2:]:
@@ -128,11 +130,11 @@ class Segmenter(nn.Module):
 
 
 def check_image(x: Tensor) -> None:
-    """Raise a clear error unless `x` is `[B, 3, H, W]`, floating point, with H and W at least 32."""
+    """Raise a clear error unless `x` is `[B, 3, H, W]`, floating point, H and W at least 32."""
     if not isinstance(x, Tensor):
         raise TypeError(
-            f"Expected a tensor [B, 3, H, W], got {type(x).__name__}. For an array or a picture from "
-            "Pillow: torch.from_numpy(np.asarray(picture)).permute(2, 0, 1)[None].float() / 255."
+            f"Expected a tensor [B, 3, H, W], got {type(x).__name__}. For an array or a picture "
+            "from Pillow: torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255."
         )
     if not x.is_floating_point():
         raise TypeError(
@@ -140,19 +142,31 @@ def check_image(x: Tensor) -> None:
             "images.float() / 255."
         )
     if x.ndim != 4:
-        cure = "Add the batch dimension: images[None]." if x.ndim == 3 else "Check the loader."
-        raise ValueError(f"Expected [B, 3, H, W], got {list(x.shape)}. {cure}")
+        raise ValueError(f"Expected [B, 3, H, W], got {list(x.shape)}. {_rank_cure(x)}")
     if x.shape[1] != 3:
         raise ValueError(f"Expected 3 channels, got {list(x.shape)}. {_channel_cure(x)}")
     if min(x.shape[-2:]) < SMALLEST_SIDE:
+        factor = -(-SMALLEST_SIDE // max(1, min(x.shape[-2:])))
         raise ValueError(
-            f"Expected sides of at least {SMALLEST_SIDE} pixels, got {list(x.shape)}: c5 would have "
-            "nothing left to see. Enlarge the images: F.interpolate(images, scale_factor=2)."
+            f"Expected sides of at least {SMALLEST_SIDE} pixels, got {list(x.shape)}: c5 would "
+            "have nothing left to see. Enlarge the images: "
+            f"F.interpolate(images, scale_factor={factor})."
         )
 
 
+def _rank_cure(x: Tensor) -> str:
+    match x.ndim:
+        case 2:
+            return "Add the batch and the channel dimension: images[None, None]."
+        case 3:
+            return "Add the batch dimension: images[None]."
+        case 5:
+            return "Make one batch of all the frames: images.flatten(0, 1)."
+    return "Check the loader."
+
+
 def _channel_cure(x: Tensor) -> str:
-    if x.shape[-1] == 3:
+    if x.shape[-1] in (1, 3, 4):
         return "The channels are last; move them: images.permute(0, 3, 1, 2)."
     if x.shape[1] == 1:
         return "Grayscale: repeat the channel, images.expand(-1, 3, -1, -1)."
@@ -169,22 +183,31 @@ def normalize(images: Tensor) -> Tensor:
     floating-point tensor and `ValueError` for a wrong shape or range, with the cure in the message.
     """
     check_image(images)
+    if not len(images):
+        raise ValueError(
+            f"Expected at least one image, got {list(images.shape)}. Check the loader."
+        )
     low, high = (float(value) for value in images.aminmax())
     if not (low > -float("inf") and high < float("inf")):
-        raise ValueError("The images contain NaN or infinity. Find the image that does: images.isfinite().")
-    if low < 0:
         raise ValueError(
-            f"Expected values in 0…1, got {low:.3g}…{high:.3g}. Negative values mean that the images "
-            "are normalised already: normalise once."
+            "The images contain NaN or infinity. Find the image that does: images.isfinite()."
         )
-    if high > 1:
+    if low < -ROUNDING or high > 1 + ROUNDING:
         raise ValueError(
-            f"Expected values in 0…1, got {low:.3g}…{high:.3g}. Pixels in 0…255 become 0…1 with "
-            "images / 255."
+            f"Expected values in 0…1, got {low:.3g}…{high:.3g}. {_range_cure(low, high)}"
         )
     mean = torch.tensor(MEAN, dtype=images.dtype, device=images.device).view(3, 1, 1)
     std = torch.tensor(STD, dtype=images.dtype, device=images.device).view(3, 1, 1)
     return (images - mean) / std
+
+
+def _range_cure(low: float, high: float) -> str:
+    once = "if the images are normalised already, normalise once."
+    if low > -0.5 and high < 1.5:
+        return f"If a bicubic resize overshot: images.clamp(0, 1); {once}"
+    if low < 0:
+        return f"Negative values: {once}"
+    return "Pixels in 0…255 become 0…1 with images / 255."
 
 
 def load_bundled() -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import ResNet, ResNet18_Weights, resnet18
 from torchvision.transforms import v2
@@ -569,6 +570,23 @@ CURED = {
 }
 
 
+CURED |= {
+    "a quarter of the size": (
+        images(1, 3, 8, 40),
+        "F.interpolate(images, scale_factor=4)",
+        "got [1, 3, 8, 40]",
+    ),
+    "one pixel": (
+        images(1, 3, 1, 1),
+        "F.interpolate(images, scale_factor=32)",
+        "got [1, 3, 1, 1]",
+    ),
+    "video": (images(2, 4, 3, 40, 40), "images.flatten(0, 1)", "got [2, 4, 3, 40, 40]"),
+    "bicubic, below": (images(1, 3, 40, 40) - 0.1, "images.clamp(0, 1)", "normalise once"),
+    "bicubic, above": (images(1, 3, 40, 40) + 0.1, "images.clamp(0, 1)", "normalise once"),
+}
+
+
 @pytest.mark.parametrize("name", CURED)
 def test_normalize_names_a_cure_that_works(name: str) -> None:
     wrong, cure, reason = CURED[name]
@@ -578,6 +596,54 @@ def test_normalize_names_a_cure_that_works(name: str) -> None:
     assert cure in message and reason in message
     cured = eval(cure, {"images": wrong, "F": F})
     assert normalize(cured).shape[1] == 3
+
+
+# One mistake on top of another: each message must lead on, until the images are good.
+PICTURES = {
+    "stored": (images(40, 50, 3) * 255).byte(),
+    "stored, alpha": (images(40, 50, 4) * 255).byte(),
+    "stored, gray": (images(40, 50, 1) * 255).byte(),
+    "stored, gray, no channel": (images(40, 50) * 255).byte(),
+    "batch, alpha": images(2, 40, 50, 4) * 255,
+    "thumbnail": images(16, 9, 3) * 255,
+    "video, channels last": images(2, 4, 40, 50, 3),
+}
+CURES = [
+    "images.float() / 255.",
+    "images / 255.",
+    "images[None, None]",
+    "images[None]",
+    "images.flatten(0, 1)",
+    "images.expand(-1, 3, -1, -1)",
+    "images[:, :3]",
+    "images.permute(0, 3, 1, 2)",
+    "F.interpolate(images, scale_factor=2)",
+    "F.interpolate(images, scale_factor=4)",
+]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_following_the_messages_ends_with_good_images(name: str) -> None:
+    picture = PICTURES[name]
+    for _ in range(5):
+        try:
+            assert normalize(picture).shape[1] == 3
+            return
+        except (TypeError, ValueError) as error:
+            cure = next(cure for cure in CURES if cure in str(error))
+            picture = eval(cure, {"images": picture, "F": F})
+    pytest.fail(f"the messages lead nowhere: {list(picture.shape)}")
+
+
+def test_normalize_forgives_the_rounding_of_a_resize() -> None:
+    white = F.interpolate(torch.ones(1, 3, 97, 61), size=(80, 80), mode="bilinear", antialias=True)
+    assert white.max() > 1
+    torch.testing.assert_close(normalize(white), normalize(torch.ones(1, 3, 80, 80)))
+
+
+def test_normalize_refuses_an_empty_batch() -> None:
+    with pytest.raises(ValueError, match=r"at least one image, got \[0, 3, 40, 40\]"):
+        normalize(torch.rand(0, 3, 40, 40))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -595,13 +661,15 @@ def test_normalize_refuses_to_normalise_twice() -> None:
         normalize(normalize(x))
 
 
+@pytest.mark.filterwarnings("error")
 def test_normalize_takes_the_array_that_its_cure_makes() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    with pytest.raises(TypeError, match=r"Expected a tensor .* got ndarray") as caught:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    with pytest.raises(TypeError, match=r"Expected a tensor .* got Image") as caught:
         normalize(picture)  # type: ignore[arg-type]
     cure = str(caught.value).partition("Pillow: ")[2].removesuffix(".")
     cured = eval(cure, {"picture": picture, "torch": torch, "np": np})
-    torch.testing.assert_close(cured[0].permute(1, 2, 0), torch.from_numpy(picture) / 255)
+    torch.testing.assert_close(cured[0].permute(1, 2, 0), torch.from_numpy(pixels) / 255)
     assert normalize(cured).shape == (1, 3, 40, 50)
 
 
@@ -725,6 +793,18 @@ def test_a_decoder_that_returns_no_maps_is_refused(
     with pytest.raises(ValueError, match=r"expected maps .* give it a decoder") as caught:
         Segmenter(random_encoder, decoder)(images(2, 3, 64, 64))
     assert f"The decoder returned {shape}" in str(caught.value)
+
+
+class Levels(nn.Module):
+    def forward(self, pyramid: Pyramid) -> list[Tensor]:
+        return list(pyramid)
+
+
+def test_a_decoder_that_returns_several_tensors_is_refused(
+    random_encoder: ResNet18Encoder,
+) -> None:
+    with pytest.raises(ValueError, match="The decoder returned a list; expected maps"):
+        Segmenter(random_encoder, Levels())(images(2, 3, 64, 64))
 
 
 def test_bad_images_are_refused_before_the_decoder_runs(random_encoder: ResNet18Encoder) -> None:
