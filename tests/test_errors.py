@@ -9,13 +9,14 @@ import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 import torch
 import torch.nn.functional as F
+from IPython.core.interactiveshell import InteractiveShell
 from nbclient import NotebookClient
 from torch import nn
 
@@ -309,6 +310,13 @@ def test_before_python_3_11_the_explanation_is_printed(
     assert not hasattr(error, "__notes__")
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="notes came with Python 3.11")
+def test_blocks_within_blocks_explain_once() -> None:
+    with pytest.raises(RuntimeError) as caught, explaining(), explaining():
+        raise RuntimeError(OURS)
+    assert caught.value.__notes__ == ["\n" + EXPLANATION]
+
+
 @pytest.mark.usefixtures("importable")
 def test_in_a_script(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
@@ -329,7 +337,7 @@ def test_in_a_script(tmp_path: Path) -> None:
 def test_in_ipython(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     result = subprocess.run(
-        [sys.executable, "-m", "IPython", "--colors=NoColor", "-c", SCRIPT],
+        [sys.executable, "-m", "IPython", "--colors=nocolor", "-c", SCRIPT],
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -337,6 +345,23 @@ def test_in_ipython(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = result.stdout + result.stderr
     assert shown.count(EXPLANATION) == 1
     assert shown.index(f"RuntimeError: {OURS}") < shown.index(EXPLANATION)
+
+
+@pytest.fixture
+def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[InteractiveShell]:
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    yield InteractiveShell.instance(colors="nocolor")
+    InteractiveShell.clear_instance()
+
+
+def test_a_cell_explains_the_error_that_it_ends_in(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shell.run_cell(SCRIPT)
+    assert capsys.readouterr().out.count(EXPLANATION) == 1
+    shell.run_cell("try:\n    with explaining():\n        {}['c6']\nexcept KeyError:\n    pass")
+    shell.run_cell("1 / 0")
+    assert "not one of ours" not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("importable")
