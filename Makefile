@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 .PHONY: help book serve test notebooks sync lab clean
 
 # Programs keep caches and settings in HOME: where there is none, they get one here.
-ifneq ($(shell test -d "$$HOME" -a -w "$$HOME" && echo yes),yes)
+ifneq ($(shell test -d "$(HOME)" -a -w "$(HOME)" && echo yes),yes)
 export HOME := $(CURDIR)/.cache/home
 $(shell mkdir -p "$(HOME)")
 endif
@@ -72,8 +72,9 @@ $(MATHJAX): tools/vendor.py | $(INSTALLED)
 	@$(PY) -m tools.vendor
 
 $(INSTALLED): requirements.txt | $(VENV)/bin/uv
-	@$(VENV)/bin/uv pip install --python $(PY) -r requirements.txt || \
-	{ echo "uv failed; trying pip"; $(PY) -m pip install -r requirements.txt; }
+	@install="$(VENV)/bin/uv pip install --python $(PY) -r requirements.txt"; $$install \
+	|| { echo "Trying again with this system's certificates."; $$install --system-certs; } \
+	|| { echo "Trying again with pip."; $(PY) -m pip install -r requirements.txt; }
 	@touch $@
 
 $(VENV)/bin/uv:
