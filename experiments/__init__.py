@@ -1,0 +1,1 @@
+"""What writes `results/`: run by hand, resumable, never imported by a chapter."""
