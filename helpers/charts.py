@@ -1,0 +1,163 @@
+"""Curves and bars: numbers with their spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike, NDArray
+
+from helpers.pictures import INK, PALETTE, PAPER, Picture, check_alt, new_figure, picture, style
+
+DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (3, 1)), "-")
+
+
+def show_curves(
+    curves: Mapping[str, ArrayLike],
+    xlabel: str,
+    ylabel: str,
+    *,
+    alt: str,
+    x: Sequence[float] | None = None,
+    log: bool = False,
+) -> Picture:
+    """Draw one line a name, labelled at its end.
+
+    Each value is `[n]`, or `[seeds, n]`: then the line is the mean and the band reaches from the
+    least to the greatest seed. `x` gives the n positions (else 1…n); `log` makes the vertical axis
+    logarithmic. Raises `ValueError` where there is nothing to draw or lengths differ.
+    """
+    check_alt(alt)
+    series = {name: _seeds(name, values) for name, values in curves.items()}
+    if not series:
+        raise ValueError("There are no curves to show.")
+    with style():
+        figure = new_figure(3.6)
+        longest = max(map(len, series))
+        right = 0.97 - (0.0135 * longest + 0.01)
+        axes = figure.add_axes((0.11, 0.155, right - 0.11, 0.815))
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        if log:
+            axes.set_yscale("log")
+        ends = {}
+        for (name, values), color, dash in zip(
+            series.items(), _cycle(len(series)), DASHES * len(series), strict=False
+        ):
+            places = np.arange(1, values.shape[1] + 1) if x is None else np.asarray(x)
+            if len(places) != values.shape[1]:
+                raise ValueError(f"{name} has {values.shape[1]} values for {len(places)} positions x.")
+            mean = values.mean(0)
+            axes.plot(places, mean, color=color, linestyle=dash)
+            if len(values) > 1:
+                band = values.min(0), values.max(0)
+                axes.fill_between(places, *band, color=color, alpha=0.18, linewidth=0)
+            ends[name] = (mean[-1], color)
+        axes.margins(x=0.01)
+        _label_ends(axes, ends)
+        return picture(figure, alt)
+
+
+def show_bars(
+    bars: Mapping[str, ArrayLike],
+    ylabel: str,
+    *,
+    alt: str,
+    digits: int = 1,
+    highlight: str | None = None,
+) -> Picture:
+    """Draw one bar a name: the mean of its values, each single value as a point on it.
+
+    Each value is a number or one number per seed. The bars lie when names are long or many. The
+    mean is written at the bar's end with `digits` decimals; `highlight` names the bar to colour.
+    """
+    check_alt(alt)
+    series = {name: np.atleast_1d(np.asarray(v, dtype=float)) for name, v in bars.items()}
+    if not series:
+        raise ValueError("There are no bars to show.")
+    if highlight is not None and highlight not in series:
+        raise ValueError(f"There is no bar {highlight!r} to highlight: {', '.join(series)}.")
+    lying = max(map(len, series)) > 52 // len(series)
+    means = [values.mean() for values in series.values()]
+    tops = [values.max() for values in series.values()]
+    colors = [PALETTE["decoder" if name == highlight else "encoder"] for name in series]
+    places = np.arange(len(series))
+    with style():
+        if lying:
+            longest = max(max(map(len, name.split("\n"))) for name in series)
+            left = min(0.018 + 0.0137 * longest, 0.5)
+            high = 0.75 + 0.42 * len(series)
+            axes = new_figure(high).add_axes((left, 0.55 / high, 0.97 - left, 1 - 0.65 / high))
+            axes.barh(places, means, height=0.62, color=colors)
+            axes.set_yticks(places, list(series))
+            axes.invert_yaxis()
+            axes.set_xlabel(ylabel)
+            axes.grid(axis="y", visible=False)
+            axes.spines["left"].set_visible(False)
+            axes.tick_params(axis="y", length=0)
+        else:
+            axes = new_figure(3.4).add_axes((0.11, 0.11, 0.86, 0.86))
+            axes.bar(places, means, width=0.62, color=colors)
+            axes.set_xticks(places, list(series))
+            axes.set_ylabel(ylabel)
+            axes.grid(axis="x", visible=False)
+            axes.tick_params(axis="x", length=0)
+        span = max(tops) - min(0, *means)
+        for place, values, mean, top in zip(places, series.values(), means, tops, strict=True):
+            if len(values) > 1:
+                across = place + np.linspace(-0.14, 0.14, len(values))
+                points = (values, across) if lying else (across, values)
+                axes.scatter(*points, s=22, color=PAPER, edgecolor=INK, linewidth=0.9, zorder=3)
+            end = top + 0.02 * span
+            spot = (end, place) if lying else (place, end)
+            axes.text(
+                *spot, f"{mean:.{digits}f}", fontweight="bold", fontsize=10.5, zorder=4,
+                ha="left" if lying else "center", va="center" if lying else "bottom",
+            )
+        (axes.set_xlim if lying else axes.set_ylim)(min(0, *means), max(tops) + 0.12 * span)
+        return picture(axes.figure, alt)
+
+
+def _seeds(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=float)
+    if array.ndim == 1:
+        array = array[None]
+    if array.ndim != 2 or array.size == 0:
+        raise ValueError(f"Expected {name} to be [n] or [seeds, n], got {list(array.shape)}.")
+    return array
+
+
+def _cycle(count: int) -> list[str]:
+    colors = list(PALETTE.values())
+    if count > len(colors):
+        raise ValueError(f"{count} curves in one picture cannot be told apart: at most {len(colors)}.")
+    return colors[:count]
+
+
+def _label_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
+    """Write each name beside the end of its line, moved apart where lines end close together."""
+    figure = axes.figure
+    height = axes.get_position().height * figure.get_figheight()
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high)
+    to_axes = axes.transData + axes.transAxes.inverted()
+    x = axes.get_xlim()[1]
+    wanted = {name: to_axes.transform((x, y))[1] for name, (y, _) in ends.items()}
+    step = 0.19 / height
+    names = sorted(wanted, key=lambda name: wanted[name])
+    spots = [wanted[name] for name in names]
+    for _ in range(200):
+        for i in range(len(spots) - 1):
+            lack = step - (spots[i + 1] - spots[i])
+            if lack > 0:
+                spots[i] -= lack / 2
+                spots[i + 1] += lack / 2
+    for name, spot in zip(names, spots, strict=True):
+        y, color = ends[name]
+        start = to_axes.transform((x, y))[1]
+        axes.plot(
+            [1.0, 1.018], [start, spot], transform=axes.transAxes, color=color, linewidth=1.2,
+            clip_on=False,
+        )
+        axes.text(1.026, spot, name, transform=axes.transAxes, va="center", fontsize=10)

@@ -1,0 +1,162 @@
+"""Look at networks from outside: shapes, parameters, multiply-accumulates, relative latency."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from helpers.encoder import OUT_CHANNELS, SMALLEST_SIDE, STRIDES, Pyramid
+
+
+class Level(NamedTuple):
+    """One level of the encoder's pyramid, as it leaves an image of a given size."""
+
+    name: str
+    channels: int
+    height: int
+    width: int
+    stride: int
+
+
+class Ratio(NamedTuple):
+    """How many times longer one module takes than another: the median and its quartiles."""
+
+    median: float
+    lower: float
+    upper: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} × ({self.lower:.2f} … {self.upper:.2f})"
+
+
+def shapes(module: nn.Module, *inputs: Any) -> Any:
+    """Run `module(*inputs)` once and return the shapes of its output, nested as the output is.
+
+    A tensor gives a tuple of its sides, a `Pyramid` a `Pyramid` of such tuples, and so on through
+    named tuples, tuples, lists and dicts; what is no tensor stays as it is. Runs in evaluation
+    mode, without gradients, and leaves the module as it was.
+    """
+    with evaluating(module), torch.no_grad():
+        return _shapes(module(*inputs))
+
+
+def _shapes(output: Any) -> Any:
+    match output:
+        case Tensor():
+            return tuple(output.shape)
+        case dict():
+            return {key: _shapes(value) for key, value in output.items()}
+        case tuple() if hasattr(output, "_fields"):
+            return type(output)(*map(_shapes, output))
+        case tuple() | list():
+            return type(output)(map(_shapes, output))
+    return output
+
+
+def pyramid_levels(height: int, width: int) -> list[Level]:
+    """Return what the encoder makes of an image of `height × width` pixels, computed, not run.
+
+    Five `Level`s, `c1` to `c5`; sides are rounded up. Raises `ValueError` below 32 pixels.
+    """
+    if min(height, width) < SMALLEST_SIDE:
+        raise ValueError(
+            f"Expected sides of at least {SMALLEST_SIDE} pixels, got {height} × {width}."
+        )
+    return [
+        Level(name, channels, -(-height // stride), -(-width // stride), stride)
+        for name, channels, stride in zip(Pyramid._fields, OUT_CHANNELS, STRIDES, strict=True)
+    ]
+
+
+def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:
+    """Return how many numbers the module learns; a parameter that is shared counts once.
+
+    With `trainable_only`, frozen parameters (`requires_grad=False`) do not count. BatchNorm's
+    running statistics are buffers, not parameters.
+    """
+    return sum(
+        p.numel() for p in module.parameters() if p.requires_grad or not trainable_only
+    )
+
+
+def count_macs(module: nn.Module, *inputs: Any) -> int:
+    """Return the multiply-accumulates of one call `module(*inputs)`.
+
+    That is half of what `torch.utils.flop_counter` counts: convolutions, matrix products and
+    attention; not additions, normalisation, activations, pooling or resizing. Counted for the
+    whole batch, in evaluation mode, without gradients; the module is left as it was.
+    """
+    with (
+        _without_fused_kernels(),
+        evaluating(module),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
+        module(*inputs)
+    return counter.get_total_flops() // 2
+
+
+@contextmanager
+def _without_fused_kernels() -> Iterator[None]:
+    """The counter takes attention's fast path and oneDNN's LSTM for nothing: run their parts."""
+    attention, onednn = torch.backends.mha, torch.backends.mkldnn
+    before = attention.get_fastpath_enabled(), onednn.enabled
+    try:
+        attention.set_fastpath_enabled(False)
+        onednn.enabled = False
+        yield
+    finally:
+        attention.set_fastpath_enabled(before[0])
+        onednn.enabled = before[1]
+
+
+def relative_latency(
+    module: nn.Module, reference: nn.Module, *inputs: Any, repeats: int = 20
+) -> Ratio:
+    """Return how many times longer `module(*inputs)` takes than `reference(*inputs)`.
+
+    The two run in turn, `repeats` times, after one unmeasured run each, so that whatever else the
+    machine does slows both; the result is the median of the ratios with its quartiles, which is
+    comparable between machines where milliseconds are not. In evaluation mode, without
+    gradients. Raises `ValueError` for fewer than 3 repeats.
+    """
+    if repeats < 3:
+        raise ValueError(f"Expected at least 3 repeats for a median with quartiles, got {repeats}.")
+    with evaluating(module, reference), torch.no_grad():
+        _seconds(module, inputs), _seconds(reference, inputs)
+        ratios = [_seconds(module, inputs) / _seconds(reference, inputs) for _ in range(repeats)]
+    lower, median, upper = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Ratio(median, lower, upper)
+
+
+def _seconds(module: nn.Module, inputs: tuple[Any, ...]) -> float:
+    _wait_for_gpu()
+    start = time.perf_counter()
+    module(*inputs)
+    _wait_for_gpu()
+    return time.perf_counter() - start
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Inside this context the modules are in evaluation mode; afterwards each part is as it was."""
+    before = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, training in before:
+            part.training = training
