@@ -22,7 +22,7 @@ INSTALLED := $(VENV)/.installed
 MATHJAX := .cache/static/vendor/mathjax/.complete
 BUILT := _build/.built
 SOURCES := _config.yml _toc.yml Makefile tools/book_extension.py \
-	$(shell find book notebooks results -not -path '*/.*' -not -name '*.py')
+	$(shell find book notebooks results -type f -not -path '*/.*' -not -name '*.py')
 CHAPTERS ?=
 PORT ?= 8000
 
@@ -65,7 +65,7 @@ clean: ## remove what was built; packages and downloads stay
 
 $(BUILT): $(INSTALLED) $(MATHJAX) $(SOURCES)
 	@rm -rf _build
-	$(PY) -m jupyter_book build . --all -W -n --keep-going --quiet
+	$(VENV)/bin/jupyter-book build . --all -W -n --keep-going --quiet
 	@touch $@
 
 $(MATHJAX): tools/vendor.py | $(INSTALLED)

@@ -10,7 +10,8 @@ from sphinx.application import Sphinx
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    NbElementRenderer.render_image = render_image  # type: ignore[method-assign]
+    NbElementRenderer.render_image = render_image
+    app.connect("html-page-context", drop_thebe, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
 
 
@@ -25,3 +26,14 @@ def render_image(renderer: NbElementRenderer, data: MimeData) -> list[nodes.Elem
         for image in images:
             image["alt"] = alt
     return images
+
+
+def drop_thebe(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Drop the scripts of Thebe, which the book does not use and which name another host."""
+    context["script_files"] = [
+        script
+        for script in context["script_files"]
+        if "thebe" not in f"{script.filename} {script.attributes.get('body')}".lower()
+    ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -27,8 +26,7 @@ def main() -> None:
         )
         if packed.returncode:
             sys.exit(f"npm could not fetch {PACKAGE}: check the connection, then run make again.")
-        with tarfile.open(next(Path(folder).glob("*.tgz"))) as archive:
-            archive.extractall(folder, filter="data")
+        shutil.unpack_archive(next(Path(folder).glob("*.tgz")), folder)
         chosen = Path(folder) / "chosen"
         for part in PARTS:
             _made((chosen / part).parent)
