@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
 from helpers.pictures import INK, PALETTE, PAPER, Picture, check_alt, new_figure, picture, style
@@ -47,7 +49,9 @@ def show_curves(
         ):
             places = np.arange(1, values.shape[1] + 1) if x is None else np.asarray(x)
             if len(places) != values.shape[1]:
-                raise ValueError(f"{name} has {values.shape[1]} values for {len(places)} positions x.")
+                raise ValueError(
+                    f"{name} has {values.shape[1]} values for {len(places)} positions x."
+                )
             mean = values.mean(0)
             axes.plot(places, mean, color=color, linestyle=dash)
             if len(values) > 1:
@@ -55,7 +59,7 @@ def show_curves(
                 axes.fill_between(places, *band, color=color, alpha=0.18, linewidth=0)
             ends[name] = (mean[-1], color)
         axes.margins(x=0.01)
-        _label_ends(axes, ends)
+        _label_ends(axes, ends, 0.815 * 3.6)
         return picture(figure, alt)
 
 
@@ -78,45 +82,88 @@ def show_bars(
         raise ValueError("There are no bars to show.")
     if highlight is not None and highlight not in series:
         raise ValueError(f"There is no bar {highlight!r} to highlight: {', '.join(series)}.")
+    empty = [name for name, values in series.items() if values.ndim != 1 or not values.size]
+    if empty:
+        raise ValueError(f"Expected a number or one number per seed for {', '.join(empty)}.")
     lying = max(map(len, series)) > 52 // len(series)
     means = [values.mean() for values in series.values()]
-    tops = [values.max() for values in series.values()]
-    colors = [PALETTE["decoder" if name == highlight else "encoder"] for name in series]
-    places = np.arange(len(series))
+    tops = [max(values.max(), 0) for values in series.values()]
+    least = min(0, *(values.min() for values in series.values()))
+    span = max(tops) - least
     with style():
-        if lying:
-            longest = max(max(map(len, name.split("\n"))) for name in series)
-            left = min(0.018 + 0.0137 * longest, 0.5)
-            high = 0.75 + 0.42 * len(series)
-            axes = new_figure(high).add_axes((left, 0.55 / high, 0.97 - left, 1 - 0.65 / high))
-            axes.barh(places, means, height=0.62, color=colors)
-            axes.set_yticks(places, list(series))
-            axes.invert_yaxis()
-            axes.set_xlabel(ylabel)
-            axes.grid(axis="y", visible=False)
-            axes.spines["left"].set_visible(False)
-            axes.tick_params(axis="y", length=0)
-        else:
-            axes = new_figure(3.4).add_axes((0.11, 0.11, 0.86, 0.86))
-            axes.bar(places, means, width=0.62, color=colors)
-            axes.set_xticks(places, list(series))
-            axes.set_ylabel(ylabel)
-            axes.grid(axis="x", visible=False)
-            axes.tick_params(axis="x", length=0)
-        span = max(tops) - min(0, *means)
-        for place, values, mean, top in zip(places, series.values(), means, tops, strict=True):
+        figure, axes = _lying(series, ylabel) if lying else _standing(series, ylabel)
+        draw = axes.barh if lying else axes.bar
+        colors = [PALETTE["decoder" if name == highlight else "encoder"] for name in series]
+        draw(range(len(series)), means, 0.62, color=colors)
+        for place, values in enumerate(series.values()):
             if len(values) > 1:
                 across = place + np.linspace(-0.14, 0.14, len(values))
                 points = (values, across) if lying else (across, values)
-                axes.scatter(*points, s=22, color=PAPER, edgecolor=INK, linewidth=0.9, zorder=3)
-            end = top + 0.02 * span
-            spot = (end, place) if lying else (place, end)
-            axes.text(
-                *spot, f"{mean:.{digits}f}", fontweight="bold", fontsize=10.5, zorder=4,
-                ha="left" if lying else "center", va="center" if lying else "bottom",
+                axes.plot(*points, "o", ms=4.8, mfc=PAPER, mec=INK, mew=0.9, zorder=3)
+            end = tops[place] + 0.02 * span
+            x, y = (end, place) if lying else (place, end)
+            side: dict[str, Any] = (
+                {"ha": "left", "va": "center"} if lying else {"ha": "center", "va": "bottom"}
             )
-        (axes.set_xlim if lying else axes.set_ylim)(min(0, *means), max(tops) + 0.12 * span)
-        return picture(axes.figure, alt)
+            text = f"{means[place]:.{digits}f}"
+            axes.text(x, y, text, fontweight="bold", fontsize=10.5, **side)
+        (axes.set_xlim if lying else axes.set_ylim)(least, max(tops) + 0.12 * span)
+        return picture(figure, alt)
+
+
+def _lying(names: Collection[str], label: str) -> tuple[Figure, Axes]:
+    height = 0.75 + 0.42 * len(names)
+    left = min(0.018 + 0.0137 * max(map(len, names)), 0.5)
+    figure = new_figure(height)
+    axes = figure.add_axes((left, 0.55 / height, 0.97 - left, 1 - 0.65 / height))
+    axes.set_yticks(range(len(names)), list(names))
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    return figure, axes
+
+
+def _standing(names: Collection[str], label: str) -> tuple[Figure, Axes]:
+    figure = new_figure(3.4)
+    axes = figure.add_axes((0.11, 0.11, 0.86, 0.86))
+    axes.set_xticks(range(len(names)), list(names))
+    axes.set_ylabel(label)
+    axes.grid(axis="x", visible=False)
+    axes.tick_params(axis="x", length=0)
+    return figure, axes
+
+
+def show_panels(
+    panels: Mapping[str, Mapping[str, ArrayLike]], *, x: Sequence[str], alt: str
+) -> Picture:
+    """Draw a few small charts side by side, each with the same lines over the same positions.
+
+    `panels` maps a panel's title to its lines, as in `show_curves`; `x` names the positions. Each
+    panel has a vertical axis of its own. Raises `ValueError` where panels have different lines.
+    """
+    check_alt(alt)
+    names = [list(curves) for curves in panels.values()]
+    if not names or any(other != names[0] for other in names):
+        raise ValueError(f"Expected at least one panel, all with the same lines; got {names}.")
+    with style():
+        figure = new_figure(3.1)
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        figure.subplots_adjust(left=0.06, right=0.985, top=0.87, bottom=0.24, wspace=0.22)
+        for axes, (title, curves) in zip(grid, panels.items(), strict=True):
+            axes.set_title(title, fontsize=10.5, loc="left")
+            for (name, values), color, dash in zip(
+                curves.items(), _cycle(len(curves)), DASHES * len(curves), strict=False
+            ):
+                series = _seeds(name, values)
+                if series.shape[1] != len(x):
+                    raise ValueError(f"{name} has {series.shape[1]} values for {len(x)} positions.")
+                axes.plot(list(x), series.mean(0), color=color, linestyle=dash, label=name)
+                band = series.min(0), series.max(0)
+                axes.fill_between(list(x), *band, color=color, alpha=0.18, linewidth=0)
+        lines, labels = grid[0].get_legend_handles_labels()
+        figure.legend(lines, labels, loc="lower center", ncols=len(labels), handlelength=2.6)
+        return picture(figure, alt)
 
 
 def _seeds(name: str, values: ArrayLike) -> NDArray[np.float64]:
@@ -131,14 +178,14 @@ def _seeds(name: str, values: ArrayLike) -> NDArray[np.float64]:
 def _cycle(count: int) -> list[str]:
     colors = list(PALETTE.values())
     if count > len(colors):
-        raise ValueError(f"{count} curves in one picture cannot be told apart: at most {len(colors)}.")
+        raise ValueError(
+            f"{count} curves in one picture cannot be told apart: at most {len(colors)}."
+        )
     return colors[:count]
 
 
-def _label_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
+def _label_ends(axes: Axes, ends: dict[str, tuple[float, str]], height: float) -> None:
     """Write each name beside the end of its line, moved apart where lines end close together."""
-    figure = axes.figure
-    height = axes.get_position().height * figure.get_figheight()
     low, high = axes.get_ylim()
     axes.set_ylim(low, high)
     to_axes = axes.transData + axes.transAxes.inverted()
@@ -157,7 +204,11 @@ def _label_ends(axes: Axes, ends: dict[str, tuple[float, str]]) -> None:
         y, color = ends[name]
         start = to_axes.transform((x, y))[1]
         axes.plot(
-            [1.0, 1.018], [start, spot], transform=axes.transAxes, color=color, linewidth=1.2,
+            [1.0, 1.018],
+            [start, spot],
+            transform=axes.transAxes,
+            color=color,
+            linewidth=1.2,
             clip_on=False,
         )
         axes.text(1.026, spot, name, transform=axes.transAxes, va="center", fontsize=10)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -14,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.font_manager import FontProperties
 from matplotlib.patches import FancyArrowPatch, Polygon
+from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from helpers.pictures import (
     MARGIN,
     MUTED,
     PALETTE,
+    PAPER,
     WIDTH,
     Picture,
     as_image,
@@ -39,15 +42,21 @@ from helpers.pictures import (
 from helpers.trace import Step, trace
 
 FRONT: dict[str, Colormap] = {
-    "encoder": LinearSegmentedColormap.from_list("navy", ["#14203c", "#2b4578", "#7f9fce", "#f4f6fb"]),
-    "decoder": LinearSegmentedColormap.from_list("coral", ["#48150e", "#b8432c", "#f0a488", "#fff4ee"]),
+    "encoder": LinearSegmentedColormap.from_list(
+        "navy", ["#14203c", "#2b4578", "#7f9fce", "#f4f6fb"]
+    ),
+    "decoder": LinearSegmentedColormap.from_list(
+        "coral", ["#48150e", "#b8432c", "#f0a488", "#fff4ee"]
+    ),
 }
 TOP = {"encoder": "#6c89ba", "decoder": "#f09a84"}
 SIDE = {"encoder": "#1e3157", "decoder": "#9c3522"}
 NAME_COLOR = {"encoder": PALETTE["encoder"], "decoder": "#b8432c"}
 BRIDGE_TEXT = "#1f7a6f"
 
-NAME_SIZE, SHAPE_SIZE, NOTE_SIZE = 11.5, 9.5, 9.5  # points
+HALO = [withStroke(linewidth=4, foreground=PAPER)]  # keeps lettering legible where arrows pass
+
+NAME_SIZE, SHAPE_SIZE, ROW_SIZE, NOTE_SIZE = 11.5, 9.5, 9.0, 9.5  # points
 LABEL_HEIGHT = 0.36  # inches
 DEEPEST = 0.34  # inches, for 512 channels
 SLANT = (0.86, 0.5)  # of the depth, rightwards and upwards
@@ -59,7 +68,7 @@ class Box:
     """One box of a diagram: what ran, and how it is drawn.
 
     `shape` is `(C, h, w)`, `(N, D)` or `(D,)` as it came out of the forward pass; `x`, `y` (lower
-    left corner of the front), `width`, `height` and `depth` are inches, `row` is log2 of the stride.
+    left corner of the front), `width`, `height` and `depth` inches, `row` log2 of the stride.
     """
 
     name: str
@@ -89,7 +98,8 @@ class Box:
     @property
     def label_width(self) -> float:
         return max(
-            _text_width(self.name, NAME_SIZE, bold=True), _text_width(shape_text(self.shape), SHAPE_SIZE)
+            _text_width(self.name, NAME_SIZE, bold=True),
+            _text_width(shape_text(self.shape), SHAPE_SIZE),
         )
 
 
@@ -141,7 +151,9 @@ def pyramid_diagram(
 # From steps to boxes
 
 
-def _boxes(steps: Sequence[Step], array: NDArray, unit: float, colors: Mapping[str, str]) -> list[Box]:
+def _boxes(
+    steps: Sequence[Step], array: NDArray, unit: float, colors: Mapping[str, str]
+) -> list[Box]:
     height, width = array.shape[:2]
     rows: dict[str, int] = {}
     boxes = []
@@ -162,7 +174,9 @@ def _boxes(steps: Sequence[Step], array: NDArray, unit: float, colors: Mapping[s
         if step.kind == "output":
             shape = (shape[0], height, width)
         name = _output_name(shape) if step.kind == "output" else step.name
-        boxes.append(Box(name, step.kind, shape, step.sources, face, rows[step.name], *sides, depth))
+        boxes.append(
+            Box(name, step.kind, shape, step.sources, face, rows[step.name], *sides, depth)
+        )
     return boxes
 
 
@@ -184,7 +198,7 @@ def _face(step: Step, size: tuple[int, int], colors: Mapping[str, str]) -> NDArr
         if len(value) == 3:
             return value.permute(1, 2, 0).clamp(0, 1).numpy()
         if 1 < len(value) <= len(colors):
-            return colorize(value.argmax(0), dict(colors))
+            return colorize(value.argmax(0), colors)
         return FRONT["decoder"](_stretched(value.mean(0)))[..., :3]
     if value.ndim == 3:
         return FRONT[step.kind](_stretched(value.mean(0)))[..., :3]
@@ -205,14 +219,15 @@ def _output_name(shape: tuple[int, ...]) -> str:
 
 
 def _encoder_row(steps: Sequence[Step], array: NDArray) -> tuple[Any, list[Box]]:
-    """Image and maps on one line, as wide as the page allows, labels above and below."""
-    room, gap = WIDTH - 2 * MARGIN, 0.1
-    boxes = _boxes(steps, array, 1.5 / max(array.shape[:2]) ** 0.5, CLASS_COLORS)
-    labels = sum(box.label_width for box in boxes) + gap * (len(boxes) - 1)
-    lettering = min(1.0, room / labels)  # large images have long shapes
-    for shrink in np.linspace(1, 0.1, 91):
+    """Image and maps on one line, as large as the page allows, names above, shapes below."""
+    room, gap = WIDTH - 2 * MARGIN, 0.2
+    boxes = _boxes(steps, array, 1.6 / max(array.shape[:2]) ** 0.5, CLASS_COLORS)
+    labels = [f"{box.shape[0]} channels\n{shape_text(box.shape[1:])}" for box in boxes]
+    widths = [max(_text_width(line, ROW_SIZE) for line in label.split("\n")) for label in labels]
+    for shrink in np.linspace(1, 0.1, 181):
         columns = [
-            max(shrink * (box.right - box.x), lettering * box.label_width) for box in boxes
+            max(shrink * (box.right - box.x), width)
+            for box, width in zip(boxes, widths, strict=True)
         ]
         if sum(columns) + gap * (len(boxes) - 1) <= room:
             break
@@ -221,25 +236,32 @@ def _encoder_row(steps: Sequence[Step], array: NDArray) -> tuple[Any, list[Box]]
         for b in boxes
     ]
     gap = (room - sum(columns)) / (len(boxes) - 1)
-    middle = 0.86 + max(box.height for box in boxes) / 2
+    middle = 0.88 + max(box.height for box in boxes) / 2
     placed, x = [], MARGIN
     for box, column in zip(boxes, columns, strict=True):
-        start = x + (column - box.width - box.depth * SLANT[0]) / 2
+        start = x + (column - box.right) / 2
         placed.append(replace(box, x=start, y=middle - box.height / 2))
         x += column + gap
-    height = max(box.top for box in placed) + 0.42
-    figure, axes = _page(height)
-    for box in placed:
+    figure, axes = _page(max(box.top for box in placed) + 0.4)
+    for box, label in zip(placed, labels, strict=True):
         _draw_box(axes, box)
         center = (box.x + box.right) / 2
         _name(axes, center, box.top + 0.07, box, ha="center", va="bottom")
-        _shape(axes, center, 0.7, box, ha="center", fontsize=lettering * SHAPE_SIZE)
-    for source, target in zip(placed, placed[1:], strict=False):
+        axes.text(
+            center,
+            0.78,
+            label,
+            fontsize=ROW_SIZE,
+            color=MUTED,
+            ha="center",
+            va="top",
+            linespacing=1.35,
+        )
+    for source, target in itertools.pairwise(placed):
         start, end = source.right + 0.03, target.x - 0.03
-        if end - start > 0.08:
-            y = middle
-            _arrow(axes, (start, y), (end, y), NAME_COLOR["encoder"])
-    _note(axes, height)
+        if end - start > 0.07:
+            _arrow(axes, (start, middle), (end, middle), NAME_COLOR["encoder"])
+    _note(axes)
     return figure, placed
 
 
@@ -252,7 +274,7 @@ def _descent_and_climb(
     colors: Mapping[str, str],
 ) -> tuple[Any, list[Box]]:
     """Encoder maps go down to the right, decoder maps up again; one row for each stride."""
-    unit = 1.05 / max(array.shape[:2]) ** 0.5
+    unit = 1.0 / max(array.shape[:2]) ** 0.5
     while True:
         boxes = _boxes(steps, array, unit, colors)
         placed = _columns(boxes)
@@ -268,17 +290,17 @@ def _descent_and_climb(
     placed, height = _rows(placed)
     figure, axes = _page(height)
     for source, target in _edges(placed):
-        _connect(axes, source, target)
+        _connect(axes, source, target, _labelled_above(placed))
     for box in placed:
         _draw_box(axes, box)
         _label(axes, box, _labelled_above(placed))
     _captions(axes, placed, encoder, decoder, bridge)
-    _note(axes, height)
+    _note(axes)
     return figure, placed
 
 
 def _columns(boxes: Sequence[Box]) -> list[Box] | None:
-    """Give each box its x, evenly spaced, without collisions in a row; None where it does not fit."""
+    """Give each box its x, evenly spaced, without collisions in a row; None if there is no room."""
     chain = [box for box in boxes if box.kind in ("encoder", "decoder")]
     output = next((box for box in boxes if box.kind == "output"), None)
     start = MARGIN + chain[0].label_width + 0.08 + chain[0].width / 2
@@ -289,10 +311,14 @@ def _columns(boxes: Sequence[Box]) -> list[Box] | None:
         edge = 0.0
         for box in chain:
             x = (done[-1].middle[0] + step if done else start) - box.width / 2
-            hang = max(0.0, (box.label_width - (box.right - box.x)) / 2) if box.row in above else 0.0
+            hang = (
+                max(0.0, (box.label_width - (box.right - box.x)) / 2) if box.row in above else 0.0
+            )
             for other in done:
                 if other.row == box.row and other.row in above and other.kind == "decoder":
-                    x = max(x, other.x + max(other.right - other.x, other.label_width) + 0.14 + hang)
+                    x = max(
+                        x, other.x + max(other.right - other.x, other.label_width) + 0.14 + hang
+                    )
                 elif other.row == box.row:
                     x = max(x, other.right + 0.3 + hang)
             done.append(replace(box, x=x))
@@ -325,7 +351,7 @@ def _labelled_above(boxes: Sequence[Box]) -> set[int]:
 
 
 def _rows(boxes: Sequence[Box]) -> tuple[list[Box], float]:
-    gap, least = 0.16, 0.4
+    gap, least = 0.19, 0.4
     above = _labelled_above(boxes)
     y, levels = 0.68, {}
     for row in sorted({box.row for box in boxes}, reverse=True):
@@ -352,7 +378,7 @@ def _page(height: float) -> tuple[Any, Axes]:
 def _draw_box(axes: Axes, box: Box) -> None:
     x, y, w, h = box.x, box.y, box.width, box.height
     across, up = box.depth * SLANT[0], box.depth * SLANT[1]
-    edge = {"linewidth": 0.6, "joinstyle": "round", "zorder": 3}
+    edge: dict[str, Any] = {"linewidth": 0.6, "joinstyle": "round", "zorder": 3}
     if box.depth:
         dark = SIDE[box.kind]
         top = [(x, y + h), (x + w, y + h), (x + w + across, y + h + up), (x + across, y + h + up)]
@@ -369,12 +395,23 @@ def _draw_box(axes: Axes, box: Box) -> None:
 
 def _name(axes: Axes, x: float, y: float, box: Box, **keywords: Any) -> None:
     color = NAME_COLOR.get(box.kind, INK)
-    axes.text(x, y, box.name, fontsize=NAME_SIZE, fontweight="bold", color=color, **keywords)
+    words: dict[str, Any] = {
+        "fontsize": NAME_SIZE,
+        "fontweight": "bold",
+        "color": color,
+        "path_effects": HALO,
+    }
+    axes.text(x, y, box.name, **words, **keywords)
 
 
 def _shape(axes: Axes, x: float, y: float, box: Box, **keywords: Any) -> None:
     text = shape_text(box.shape)
-    words = {"va": "top", "fontsize": SHAPE_SIZE, "color": MUTED}
+    words: dict[str, Any] = {
+        "va": "top",
+        "fontsize": SHAPE_SIZE,
+        "color": MUTED,
+        "path_effects": HALO,
+    }
     axes.text(x, y, text, **{**words, **keywords})
 
 
@@ -399,21 +436,22 @@ def _edges(boxes: Sequence[Box]) -> list[tuple[Box, Box]]:
     return [(named[source], box) for box in boxes for source in box.sources]
 
 
-def _connect(axes: Axes, source: Box, target: Box) -> None:
+def _connect(axes: Axes, source: Box, target: Box, above: set[int]) -> None:
     bridge = source.kind in ("encoder", "image") and target.kind == "decoder"
     color = PALETTE["bridge"] if bridge else NAME_COLOR.get(target.kind, NAME_COLOR["decoder"])
     gap = 0.045
     if source.row == target.row:
         y = source.middle[1]
         _arrow(axes, (source.right + gap, y), (target.x - gap, y), color)
-    elif source.row < target.row:
-        x = _clamp(target.middle[0], source.x, source.x + source.width)
-        end = _clamp(x, target.x, target.x + target.width)
-        _arrow(axes, (x, source.y - gap), (end, target.top + gap), color)
+        return
+    start = _clamp(target.middle[0], source.x, source.x + source.width)
+    end = _clamp(start, target.x, target.x + target.width)
+    labelled = source.row in above and source.kind == "decoder"
+    if source.row < target.row:
+        _arrow(axes, (start, source.y - gap), (end, target.top + gap), color)
     else:
-        x = _clamp(target.middle[0], source.x, source.x + source.width)
-        end = _clamp(x, target.x, target.x + target.width)
-        _arrow(axes, (x, source.top + gap), (end, target.y - gap), color)
+        top = source.top + gap + (LABEL_HEIGHT + 0.04 if labelled else 0)
+        _arrow(axes, (start, top), (end, target.y - gap), color)
 
 
 def _clamp(x: float, low: float, high: float) -> float:
@@ -424,8 +462,15 @@ def _clamp(x: float, low: float, high: float) -> float:
 def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str) -> None:
     axes.add_patch(
         FancyArrowPatch(
-            start, end, arrowstyle="-|>", mutation_scale=9, linewidth=1.5, color=color,
-            shrinkA=0, shrinkB=0, zorder=2,
+            start,
+            end,
+            arrowstyle="-|>",
+            mutation_scale=9,
+            linewidth=1.5,
+            color=color,
+            shrinkA=0,
+            shrinkB=0,
+            zorder=2,
         )
     )
 
@@ -437,7 +482,7 @@ def _captions(
         (encoder, MARGIN, "left", "encoder"),
         (decoder, WIDTH - MARGIN, "right", "decoder"),
     ):
-        words = {"ha": align, "color": NAME_COLOR[kind], "fontsize": SHAPE_SIZE}
+        words: dict[str, Any] = {"ha": align, "color": NAME_COLOR[kind], "fontsize": SHAPE_SIZE}
         size = f"{count_parameters(module) / 1e6:.2f} M parameters"
         axes.text(x, 0.4, f"{type(module).__name__}: {size}", fontweight="bold", **words)
     bridged = [(s, t) for s, t in _edges(boxes) if s.kind == "encoder" and t.kind == "decoder"]
@@ -445,11 +490,18 @@ def _captions(
         source, target = min(bridged, key=lambda pair: pair[0].row)
         x, y = (source.right + target.x) / 2, source.middle[1] + 0.08
         axes.text(
-            x, y, bridge, ha="center", va="bottom", color=BRIDGE_TEXT, fontsize=10.5, fontweight="bold"
+            x,
+            y,
+            bridge,
+            ha="center",
+            va="bottom",
+            color=BRIDGE_TEXT,
+            fontsize=10.5,
+            fontweight="bold",
         )
 
 
-def _note(axes: Axes, height: float) -> None:
+def _note(axes: Axes) -> None:
     axes.text(WIDTH / 2, 0.12, SCALE_NOTE, ha="center", fontsize=NOTE_SIZE, color=MUTED)
 
 

@@ -1,4 +1,4 @@
-"""A slider through pictures that works wherever a notebook is read: no kernel, no widget, no host."""
+"""A slider through pictures, wherever a notebook is read: no kernel, no widget, no host."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers.pictures import INK, PAPER, Picture, as_image, check_alt, encode, picture
+from helpers.pictures import INK, PAPER, Picture, as_image, check_alt, picture
 
-COLORS = 64  # per frame: a flipbook carries all its frames, so each must be small
-WIDEST = 960  # pixels
+WIDTH = 640  # CSS pixels
+STORED = 960  # pixels: a flipbook carries all its frames, so each must be small
+QUALITY = 80
+ACCENT = "#b8432c"
 INTERVAL = 900  # milliseconds between frames while playing
 
 
@@ -35,39 +37,46 @@ class Flipbook:
         return {"text/html": self._repr_html_(), "text/plain": text}
 
     def _repr_html_(self) -> str:
+        alt, first = escape(self.alt), escape(self.labels[0])
+        labels = escape("|".join(self.labels))
+        frames = zip(self.frames, self.labels, strict=True)
         images = "".join(
-            f'<img class="dark-light" alt="{escape(self.alt)}: {escape(label)}" '
-            f'width="{self.width}" height="{self.height}" '
-            f'style="display:{"none" if index else "block"};width:100%;height:auto;margin:0;'
-            f'border-radius:6px" src="data:image/png;base64,{base64.b64encode(frame).decode()}">'
-            for index, (frame, label) in enumerate(zip(self.frames, self.labels, strict=True))
+            f'<img class="dark-light" width="{self.width}" height="{self.height}" '
+            f'style="display:{"none" if index else "block"}" alt="{alt}: {escape(label)}" '
+            f'src="data:image/webp;base64,{base64.b64encode(frame).decode()}">\n'
+            for index, (frame, label) in enumerate(frames)
         )
         # Handlers in attributes find their parts from the element itself: nothing has to be set
         # up, so two flipbooks on a page, or one that is shown again, cannot disturb each other.
-        return (
-            f'<figure class="flipbook" role="group" aria-label="{escape(self.alt)}" '
-            f"data-labels=\"{escape('|'.join(self.labels))}\" "
-            f'style="max-width:{self.width}px;box-sizing:border-box;margin:0.5rem 0;padding:0;'
-            f'background:{PAPER};color:{INK};border-radius:6px;font-family:sans-serif;'
-            f'line-height:1.4">{images}'
-            '<div style="display:flex;flex-wrap:wrap;align-items:center;gap:0.4rem 0.8rem;'
-            'padding:0.5rem 0.9rem 0.7rem">'
-            f'<button type="button" aria-label="Play" onclick="{escape(_PLAY)}" '
-            f'style="flex:none;width:2.4rem;height:2.4rem;padding:0;border:1.5px solid {INK};'
-            f'border-radius:50%;background:transparent;color:{INK};font-size:0.9rem;'
-            'line-height:1;cursor:pointer">&#9654;&#xFE0E;</button>'
-            f'<input type="range" min="0" max="{len(self.frames) - 1}" step="1" value="0" '
-            f'aria-label="{escape(self.alt)}" aria-valuetext="{escape(self.labels[0])}" '
-            f'oninput="{escape(_SHOW)}" onpointerdown="{escape(_STOP)}" '
-            f'onkeydown="{escape(_STOP)}" '
-            f'style="flex:1 1 8rem;min-width:6rem;margin:0;height:2rem;accent-color:{ACCENT}">'
-            '<output style="flex:1 1 9rem;font-size:0.95rem;font-weight:600;'
-            f'color:{INK}">{escape(self.labels[0])}</output>'
-            "</div></figure>"
-        )
+        return f"""<style>{_STYLE}</style>
+<figure class="flipbook" role="group" aria-label="{alt}" data-labels="{labels}">
+{images}<div>
+<button type="button" aria-label="Play" onclick="{escape(_PLAY)}">{_PLAY_SIGN}</button>
+<input type="range" min="0" max="{len(self.frames) - 1}" step="1" value="0" aria-label="{alt}"
+ aria-valuetext="{first}" oninput="{escape(_SHOW)}" onpointerdown="{escape(_STOP)}"
+ onkeydown="{escape(_STOP)}">
+<output>{first}</output>
+</div>
+</figure>"""
 
 
-ACCENT = "#b8432c"
+_PLAY_SIGN, _PAUSE_SIGN = "\u25b6\ufe0e", "\u23f8\ufe0e"
+
+_STYLE = f"""
+figure.flipbook {{ max-width: {WIDTH}px; margin: 0.5rem 0; padding: 0; border-radius: 6px;
+  background: {PAPER}; color: {INK}; font-family: sans-serif; line-height: 1.4; }}
+figure.flipbook img {{ width: 100%; height: auto; margin: 0; border-radius: 6px; }}
+figure.flipbook div {{ display: flex; flex-wrap: wrap; align-items: center; gap: 0.3rem 0.8rem;
+  padding: 0.4rem 0.9rem 0.7rem; }}
+figure.flipbook button {{ flex: none; width: 2.4rem; height: 2.4rem; padding: 0;
+  border: 1.5px solid {INK}; border-radius: 50%; background: none; color: {INK};
+  font-size: 0.9rem; line-height: 1; cursor: pointer; }}
+figure.flipbook button:hover {{ background: {INK}; color: {PAPER}; }}
+figure.flipbook input {{ flex: 1 1 10rem; min-width: 6rem; height: 2rem; margin: 0;
+  accent-color: {ACCENT}; color-scheme: light; cursor: pointer; }}
+figure.flipbook output {{ flex: 1 1 11rem; font-size: 0.95rem; font-weight: 600; color: {INK}; }}
+figure.flipbook :focus-visible {{ outline: 3px solid {ACCENT}; outline-offset: 2px; }}
+"""
 
 _SHOW = """
 const book = this.closest('figure'), label = book.dataset.labels.split('|')[this.value];
@@ -95,13 +104,13 @@ if (this.timer) {{
     slider.dispatchEvent(new Event('input'));
   }}, {INTERVAL});
 }}
-this.textContent = this.timer ? '\\u23F8\\uFE0E' : '\\u25B6\\uFE0E';
+this.textContent = this.timer ? '{_PAUSE_SIGN}' : '{_PLAY_SIGN}';
 this.setAttribute('aria-label', this.timer ? 'Pause' : 'Play');
 """
 
 
 def flipbook(frames: Sequence[Picture | Figure | Any], labels: Sequence[str], alt: str) -> Flipbook:
-    """Join pictures of one size into a `Flipbook`: one slider position a frame, its label beside it.
+    """Join pictures of one size into a `Flipbook`: one slider position a frame, with its label.
 
     A frame is a `Picture`, a matplotlib figure or an image as in `show_images`. Each frame's
     alternative text is `alt`, a colon and its label. Raises `ValueError` for fewer than two
@@ -114,23 +123,16 @@ def flipbook(frames: Sequence[Picture | Figure | Any], labels: Sequence[str], al
         raise ValueError(f"Expected one label a frame, {len(frames)}, got {len(labels)}.")
     if not all(label.strip() and "|" not in label for label in labels):
         raise ValueError("Every label needs text, without the character |.")
-    pictures = [_pixels(frame, alt) for frame in frames]
-    sizes = {picture.size for picture in pictures}
+    images = [_pixels(frame, alt) for frame in frames]
+    sizes = {image.size for image in images}
     if len(sizes) > 1:
         raise ValueError(
-            f"The frames differ in size ({', '.join(f'{w} × {h}' for w, h in sorted(sizes))} pixels): "
-            "the page would jump. Draw every frame with the same figure size."
+            f"The frames differ in size ({', '.join(f'{w} × {h}' for w, h in sorted(sizes))} "
+            "pixels): the page would jump. Draw every frame with the same figure size."
         )
     width, height = sizes.pop()
-    scale = 640 / width
-    small = [_shrink(image) for image in pictures]
-    return Flipbook(
-        tuple(encode(np.asarray(image), COLORS) for image in small),
-        tuple(labels),
-        alt,
-        640,
-        round(height * scale),
-    )
+    encoded = tuple(_encode(image) for image in images)
+    return Flipbook(encoded, tuple(labels), alt, WIDTH, round(height * WIDTH / width))
 
 
 def _pixels(frame: Any, alt: str) -> Image.Image:
@@ -138,11 +140,15 @@ def _pixels(frame: Any, alt: str) -> Image.Image:
         frame = picture(frame, alt)
     if isinstance(frame, Picture):
         return Image.open(io.BytesIO(frame.png)).convert("RGB")
-    return Image.fromarray((as_image(frame) * 255).round().astype(np.uint8))
+    image = Image.fromarray((as_image(frame) * 255).round().astype(np.uint8))
+    enlarged = max(1, STORED // image.width)
+    return image.resize((image.width * enlarged, image.height * enlarged), Image.Resampling.NEAREST)
 
 
-def _shrink(image: Image.Image) -> Image.Image:
-    if image.width <= WIDEST:
-        return image
-    size = (WIDEST, round(image.height * WIDEST / image.width))
-    return image.resize(size, Image.Resampling.LANCZOS)
+def _encode(image: Image.Image) -> bytes:
+    if image.width > STORED:
+        size = (STORED, round(image.height * STORED / image.width))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=QUALITY, method=6)
+    return buffer.getvalue()

@@ -81,9 +81,7 @@ def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:
     With `trainable_only`, frozen parameters (`requires_grad=False`) do not count. BatchNorm's
     running statistics are buffers, not parameters.
     """
-    return sum(
-        p.numel() for p in module.parameters() if p.requires_grad or not trainable_only
-    )
+    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
 
 
 def count_macs(module: nn.Module, *inputs: Any) -> int:
@@ -106,7 +104,8 @@ def count_macs(module: nn.Module, *inputs: Any) -> int:
 @contextmanager
 def _without_fused_kernels() -> Iterator[None]:
     """The counter takes attention's fast path and oneDNN's LSTM for nothing: run their parts."""
-    attention, onednn = torch.backends.mha, torch.backends.mkldnn
+    attention: Any = torch.backends.mha
+    onednn: Any = torch.backends.mkldnn
     before = attention.get_fastpath_enabled(), onednn.enabled
     try:
         attention.set_fastpath_enabled(False)

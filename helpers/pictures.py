@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -52,7 +54,7 @@ PALETTE = {
 }
 """The colours of series and of the network's parts."""
 
-RC = {
+RC: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "text.color": INK,
@@ -65,6 +67,7 @@ RC = {
     "axes.titleweight": "bold",
     "axes.spines.top": False,
     "axes.spines.right": False,
+    "axes.prop_cycle": cycler(color=list(PALETTE.values())),
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": LINE,
@@ -100,7 +103,7 @@ class Picture:
 
 
 def picture(figure: Figure, alt: str) -> Picture:
-    """Turn a finished matplotlib figure into a `Picture`; the figure is not displayed a second time.
+    """Turn a finished matplotlib figure into a `Picture`; nothing displays the figure again.
 
     `alt` says in a sentence what the figure shows, for those who cannot see it. Raises
     `ValueError` where `alt` is empty and `TypeError` where `figure` is no matplotlib figure.
@@ -108,12 +111,13 @@ def picture(figure: Figure, alt: str) -> Picture:
     check_alt(alt)
     if not isinstance(figure, Figure):
         raise TypeError(f"Expected a matplotlib Figure, got {type(figure).__name__}.")
+    figure.set_facecolor(PAPER)
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(PNG_DPI)
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    if "matplotlib.pyplot" in __import__("sys").modules:
-        matplotlib.pyplot.close(figure)
+    if "matplotlib.pyplot" in sys.modules:  # else nothing knows the figure, nothing shows it
+        sys.modules["matplotlib.pyplot"].close(figure)
     return Picture(encode(pixels), alt, *css_size(pixels))
 
 
@@ -122,12 +126,25 @@ def css_size(pixels: NDArray[np.uint8]) -> tuple[int, int]:
     return width, height
 
 
-def encode(pixels: NDArray[np.uint8], colors: int = 256) -> bytes:
-    """Return RGB `[H, W, 3]` as a PNG of at most `colors` colours: small, and nobody sees it."""
-    image = Image.fromarray(np.ascontiguousarray(pixels), "RGB")
-    reduced = image.quantize(colors, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+def encode(pixels: NDArray[np.uint8]) -> bytes:
+    """Return RGB `[H, W, 3]` as a small PNG of at most 256 colours.
+
+    The 128 commonest colours, which are flat areas and legends, stay; the others share the rest.
+    """
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    codes = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
+    found, counts = np.unique(codes, return_counts=True)
+    common = found[np.argsort(-counts, kind="stable")[:128]]
+    others = pixels[~np.isin(codes, common)]
+    palette = np.stack([common >> 16, common >> 8 & 255, common & 255], -1).astype(np.uint8)
+    if len(others):
+        rest = Image.fromarray(others[None]).quantize(128, dither=Image.Dither.NONE)
+        extra = np.array(rest.getpalette(), dtype=np.uint8).reshape(-1, 3)
+        palette = np.concatenate([palette, extra])
+    chosen = Image.new("P", (1, 1))
+    chosen.putpalette(palette.tobytes())
     buffer = io.BytesIO()
-    reduced.save(buffer, "PNG", optimize=True)
+    image.quantize(palette=chosen, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
@@ -137,16 +154,14 @@ def check_alt(alt: str) -> None:
         raise TypeError(f"Expected alternative text, got {type(alt).__name__}.")
     if not alt.strip():
         raise ValueError(
-            "The alternative text is empty. Say in a sentence what the picture shows: alt=\"…\"."
+            'The alternative text is empty. Say in a sentence what the picture shows: alt="…".'
         )
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """Inside this context matplotlib draws as the book does: paper, lettering, colours."""
-    with matplotlib.rc_context():
-        matplotlib.rcParams.update(RC)
-        matplotlib.rcParams["axes.prop_cycle"] = matplotlib.cycler(color=list(PALETTE.values()))
+    with matplotlib.rc_context(RC):
         yield
 
 
@@ -170,7 +185,9 @@ def as_image(image: Tensor | NDArray | Image.Image) -> NDArray[np.float32]:
     if not np.issubdtype(array.dtype, np.floating):
         raise TypeError(f"Expected uint8 or floating point in 0…1, got {array.dtype}.")
     if array.ndim == 4:
-        raise ValueError(f"Expected one image, got a batch {list(array.shape)}: choose one, images[0].")
+        raise ValueError(
+            f"Expected one image, got a batch {list(array.shape)}: choose one, images[0]."
+        )
     if array.ndim == 3 and array.shape[0] in (1, 3):
         array = array.transpose(1, 2, 0)
     if array.ndim == 2:
@@ -182,8 +199,8 @@ def as_image(image: Tensor | NDArray | Image.Image) -> NDArray[np.float32]:
     # Interpolation and float16 overshoot by a hair; what is further out is normalised or 0…255.
     if not (array.min() >= -0.01 and array.max() <= 1.01):
         raise ValueError(
-            f"Expected values in 0…1, got {array.min():.3g}…{array.max():.3g}. Show the image as it "
-            "was before normalize(), and divide pixels stored as 0…255 by 255."
+            f"Expected values in 0…1, got {array.min():.3g}…{array.max():.3g}. Show the image as "
+            "it was before normalize(), and divide pixels stored as 0…255 by 255."
         )
     return np.broadcast_to(array, (*array.shape[:2], 3)).clip(0, 1).astype(np.float32)
 
@@ -195,7 +212,9 @@ def as_mask(mask: Tensor | NDArray, classes: int) -> NDArray[np.int64]:
         cure = "Take argmax over the classes first." if array.ndim == 3 else ""
         raise ValueError(f"Expected class indices [H, W], got {list(array.shape)}. {cure}".strip())
     if not (np.issubdtype(array.dtype, np.integer) or array.dtype == np.bool_):
-        raise TypeError(f"Expected whole class indices, got {array.dtype}: logits.argmax(0) gives them.")
+        raise TypeError(
+            f"Expected whole class indices, got {array.dtype}: logits.argmax(0) gives them."
+        )
     array = array.astype(np.int64)
     if array.size and (array.min() < 0 or array.max() >= classes):
         raise ValueError(
@@ -205,7 +224,9 @@ def as_mask(mask: Tensor | NDArray, classes: int) -> NDArray[np.int64]:
     return array
 
 
-def colorize(mask: Tensor | NDArray, colors: dict[str, str] = CLASS_COLORS) -> NDArray[np.float32]:
+def colorize(
+    mask: Tensor | NDArray, colors: Mapping[str, str] = CLASS_COLORS
+) -> NDArray[np.float32]:
     """Return class indices `[H, W]` as colours `[H, W, 3]` in 0…1."""
     table = matplotlib.colors.to_rgba_array(list(colors.values()))[:, :3].astype(np.float32)
     return table[as_mask(mask, len(colors))]
@@ -264,7 +285,7 @@ def put(axes: Axes, image: NDArray, title: str | None = None, **keywords: Any) -
         axes.set_title(title, pad=4, fontsize=10.5)
 
 
-def class_legend(figure: Figure, colors: dict[str, str]) -> None:
+def class_legend(figure: Figure, colors: Mapping[str, str]) -> None:
     """Write the class names with their colours along the bottom of the figure."""
     patches = [
         Patch(facecolor=color, edgecolor=MUTED, linewidth=0.6, label=name)

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from numpy.typing import NDArray
+from skimage.color import lab2rgb
 from skimage.segmentation import find_boundaries
 from torch import Tensor
 
-from helpers.charts import show_bars, show_curves
+from helpers.charts import show_bars, show_curves, show_panels
 from helpers.diagram import Diagram, pyramid_diagram
 from helpers.encoder import Pyramid
 from helpers.flipbook import Flipbook, flipbook
@@ -64,6 +64,7 @@ __all__ = [
     "show_features_as_color",
     "show_heatmaps",
     "show_images",
+    "show_panels",
     "show_scenes",
     "style",
 ]
@@ -71,6 +72,10 @@ __all__ = [
 TITLE = 0.3  # inches above an image that has a title
 LEGEND = 0.34  # inches below the images for the classes
 FEATURES = "magma"
+ERROR_TEXT = "#b8432c"
+HEAT = LinearSegmentedColormap.from_list(
+    "heat", [to_rgba("#d8553d", 0.0), to_rgba("#d8553d", 0.75), to_rgba("#ffe08a", 0.95)]
+)
 
 
 def show_images(
@@ -96,7 +101,9 @@ def show_images(
         figure, grid = image_grid(rows, columns, aspect, head=TITLE if titles else 0)
         for index, array in enumerate(arrays):
             axes = grid[index // columns][index % columns]
-            put(axes, array, titles[index] if titles else None, aspect="equal", interpolation="auto")
+            put(
+                axes, array, titles[index] if titles else None, aspect="equal", interpolation="auto"
+            )
         return picture(figure, alt)
 
 
@@ -115,7 +122,10 @@ def show_scenes(
     """
     check_alt(alt)
     arrays = [as_image(image) for image in one_by_one(images, "images")]
-    rows = [("image", arrays), ("mask", [colorize(mask, colors) for mask in one_by_one(masks, "masks")])]
+    rows = [
+        ("image", arrays),
+        ("mask", [colorize(mask, colors) for mask in one_by_one(masks, "masks")]),
+    ]
     if predictions is not None:
         found = [colorize(mask, colors) for mask in one_by_one(predictions, "predictions")]
         rows.append(("prediction", found))
@@ -159,7 +169,7 @@ def show_features(
 def show_features_as_color(
     image: Any, maps: Pyramid | Mapping[str, Tensor], *, alt: str
 ) -> Picture:
-    """Show an image beside each level's three principal components as red, green and blue.
+    """Show an image beside each level's three principal components as one colour a position.
 
     Positions that a level describes alike get the same colour. `image` as in `show_images`,
     `maps` as in `show_features`, at least three channels each. Colours are comparable within one
@@ -182,13 +192,14 @@ def show_features_as_color(
 
 
 def principal_colors(level: Tensor) -> NDArray[np.float32]:
-    """Return the three strongest principal components of `[C, h, w]` as `[h, w, 3]` in 0…1.
+    """Return the three strongest principal components of `[C, h, w]` as colours `[h, w, 3]`.
 
-    The covariance is decomposed exactly, so there is no seed; a component's sign is the one in
-    which its largest loading is positive. Each is stretched from its 2nd to its 98th percentile.
+    The first is lightness, the second runs from green to red, the third from blue to yellow
+    (CIELAB), each stretched from its 2nd to its 98th percentile. The covariance is decomposed
+    exactly, so there is no seed; a component's largest loading is positive. Values in 0…1.
     """
     if level.shape[0] < 3:
-        raise ValueError(f"Expected at least 3 channels for three colours, got {list(level.shape)}.")
+        raise ValueError(f"Expected at least 3 channels, got {list(level.shape)}.")
     flat = level.flatten(1).double()
     flat = flat - flat.mean(1, keepdim=True)
     loadings = torch.linalg.eigh(flat @ flat.T).eigenvectors[:, -3:].flip(1)
@@ -196,7 +207,9 @@ def principal_colors(level: Tensor) -> NDArray[np.float32]:
     parts = (loadings * largest.sign()).T @ flat
     low, high = (parts.quantile(q, dim=1, keepdim=True) for q in (0.02, 0.98))
     parts = ((parts - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
-    return parts.T.reshape(*level.shape[1:], 3).float().numpy()
+    lightness, red, yellow = parts.reshape(3, *level.shape[1:]).numpy()
+    lab = np.stack([30 + 64 * lightness, 90 * red - 45, 100 * yellow - 50], -1)
+    return lab2rgb(lab).clip(0, 1).astype(np.float32)
 
 
 def show_errors(
@@ -227,7 +240,8 @@ def show_errors(
         figure, grid = image_grid(1, 3, height / width, head=TITLE, foot=LEGEND)
         put(grid[0][0], colorize(truth, colors), "mask")
         put(grid[0][1], colorize(found, colors), "prediction")
-        put(grid[0][2], _dimmed(array), f"wrong: {wrong.mean():.1%}".replace("%", " %"), extent=extent)
+        put(grid[0][2], _dimmed(array), f"wrong: {100 * wrong.mean():.1f} %", extent=extent)
+        grid[0][2].title.set_color(ERROR_TEXT)
         put(grid[0][2], _overlay(wrong, PALETTE["decoder"], 0.9), extent=extent)
         fine = find_boundaries(truth.repeat(4, 0).repeat(4, 1), mode="inner")
         put(grid[0][2], _overlay(fine, PAPER, 0.9), extent=extent)
@@ -265,17 +279,14 @@ def show_heatmaps(
         return picture(figure, alt)
 
 
-HEAT = LinearSegmentedColormap.from_list(
-    "heat", [to_rgba("#d8553d", 0.0), to_rgba("#d8553d", 0.75), to_rgba("#ffe08a", 0.95)]
-)
-
-
 def _heat(heat: Any) -> NDArray[np.float32]:
     array = torch.as_tensor(heat).detach().cpu().float()
     if array.ndim != 2:
         raise ValueError(f"Expected a heat map [h, w], got {list(array.shape)}.")
     if not bool((array >= 0).all()):
-        raise ValueError("A heat map has negative values or NaN: take .abs() or .clamp(min=0) first.")
+        raise ValueError(
+            "A heat map has negative values or NaN: take .abs() or .clamp(min=0) first."
+        )
     return array.numpy()
 
 
@@ -313,20 +324,29 @@ def _choose(level: Tensor, channels: int | Sequence[int]) -> list[int]:
     if isinstance(channels, int):
         return level.flatten(1).std(1).topk(min(channels, len(level))).indices.tolist()
     if max(channels) >= len(level):
-        raise ValueError(f"Channel {max(channels)} is not there: the map has {len(level)} channels.")
+        raise ValueError(
+            f"Channel {max(channels)} is not there: the map has {len(level)} channels."
+        )
     return list(channels)
 
 
 def _level_label(axes: Axes, name: str, level: Tensor) -> None:
-    words = {"transform": axes.transAxes, "ha": "right"}
+    words: dict[str, Any] = {"transform": axes.transAxes, "ha": "right"}
     axes.text(-0.08, 0.53, name, va="bottom", fontweight="bold", **words)
     axes.text(-0.08, 0.47, shape_text(level.shape), va="top", fontsize=9.5, color=MUTED, **words)
 
 
 def _beside(axes: Axes, name: str) -> None:
     axes.text(
-        -0.05, 0.5, name, transform=axes.transAxes, rotation=90, ha="right", va="center",
-        fontsize=10.5, fontweight="bold",
+        -0.05,
+        0.5,
+        name,
+        transform=axes.transAxes,
+        rotation=90,
+        ha="right",
+        va="center",
+        fontsize=10.5,
+        fontweight="bold",
     )
 
 

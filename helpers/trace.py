@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def trace(
     inputs |= {name: level.detach().requires_grad_() for name, level in pyramid._asdict().items()}
     names = list(inputs)
     steps = [Step("image", "image", x.detach(), ())]
-    for before, name in zip(names, names[1:], strict=False):
+    for before, name in itertools.pairwise(names):
         steps.append(Step(name, "encoder", inputs[name].detach(), (before,)))
     if decoder is None:
         return steps
@@ -61,9 +62,8 @@ def trace(
         steps.append(Step(name, "decoder", value, _sources(origin, known, inputs)))
         known[origin] = name
     if not calls:
-        steps.append(
-            Step(type(decoder).__name__, "decoder", output.detach(), _sources(output.grad_fn, {}, inputs))
-        )
+        sources = _sources(output.grad_fn, {}, inputs)
+        steps.append(Step(type(decoder).__name__, "decoder", output.detach(), sources))
         known[output.grad_fn] = steps[-1].name
     last = (known[output.grad_fn],) if output.grad_fn in known else ()
     steps.append(
@@ -93,7 +93,8 @@ def _listening(
     unknown = [name for name in parts if name not in available]
     if unknown:
         raise ValueError(
-            f"{type(decoder).__name__} has no part {', '.join(unknown)}: it has {', '.join(available)}."
+            f"{type(decoder).__name__} has no part {', '.join(unknown)}: "
+            f"it has {', '.join(available)}."
         )
 
     def listen(name: str) -> Callable[..., None]:
