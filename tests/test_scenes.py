@@ -18,7 +18,7 @@ from sklearn.metrics import balanced_accuracy_score
 
 from experiments import records as writer
 from experiments.scenes import CONFIGURATIONS, SEEDS, SOURCES
-from helpers import _draw, records
+from helpers import _draw, _paint, records
 from helpers.scenes import (
     CLASSES,
     COLORS,
@@ -65,6 +65,22 @@ def test_masks_are_the_same_bit_for_bit_on_every_machine(index, seed, expected):
 def test_images_are_the_same_within_a_tenth_of_a_grey_level_on_average():
     means = np.mean([scene(index).image.mean((1, 2)) * 255 for index in range(20)], axis=0)
     np.testing.assert_allclose(means, [136.33, 121.21, 107.30], atol=0.1)
+
+
+def test_rounding_changes_an_image_by_at_most_one_grey_level(many, monkeypatch):
+    """Whatever a processor rounds otherwise is far less than float64 does."""
+
+    class Wide:
+        def __getattr__(self, name):
+            return np.float64 if name == "float32" else getattr(np, name)
+
+    monkeypatch.setattr(_draw, "np", Wide())
+    monkeypatch.setattr(_paint, "np", Wide())
+    for index in range(60):
+        wide, usual = scene(index), many[index]
+        assert wide.image.dtype == np.float64  # else nothing was tried
+        assert np.abs(wide.image - usual.image).max() < 1.01 / 255
+        assert np.array_equal(wide.mask, usual.mask)
 
 
 def test_neither_order_nor_thread_nor_numpys_own_generator_matter(many):
