@@ -179,12 +179,10 @@ def _lay(image: Floats, draws: Draws, stock: Stock, lamp: Lamp, sheet: Sheet, rg
 
 
 def _shift(field: Floats, dx: int, dy: int) -> Floats:
-    shifted = np.zeros_like(field)
+    """Move a field right and down; its margins repeat, as things go on beyond the frame."""
     h, w = field.shape
-    shifted[max(dy, 0) : h + min(dy, 0), max(dx, 0) : w + min(dx, 0)] = field[
-        max(-dy, 0) : h + min(-dy, 0), max(-dx, 0) : w + min(-dx, 0)
-    ]
-    return shifted
+    rows, columns = np.clip(np.arange(h) - dy, 0, h - 1), np.clip(np.arange(w) - dx, 0, w - 1)
+    return field[rows[:, None], columns]
 
 
 def _light(draws: Draws, lamp: Lamp) -> Floats:
@@ -193,9 +191,7 @@ def _light(draws: Draws, lamp: Lamp) -> Floats:
     vignette = 1.05 - 0.4 * (away * away + (away * away)[:, None])
     warmth = draws.uniform(0.02, 0.16)
     return (
-        vignette
-        * (1 + draws.uniform(0.2, 0.6) * slope)
-        * (1 + slope * _column(warmth, 0, -warmth))
+        vignette * (1 + draws.uniform(0.2, 0.6) * slope) * (1 + slope * _column(warmth, 0, -warmth))
     )
 
 
