@@ -45,12 +45,12 @@ CLASS_COLORS = {
 """The seven classes of the scenes, by class index; told apart in every kind of colour blindness."""
 
 PALETTE = {
-    "encoder": "#2b4578",
-    "decoder": "#d8553d",
-    "bridge": "#2a9d8f",
-    "gold": "#e9b44c",
-    "plum": "#7b2d66",
-    "sky": "#8ab0de",
+    "encoder": "#1f4c89",
+    "decoder": "#ca4c38",
+    "bridge": "#2f9c8d",
+    "gold": "#e0b44e",
+    "plum": "#6d1f4e",
+    "sky": "#9cb2de",
 }
 """The colours of series and of the network's parts."""
 
@@ -167,7 +167,7 @@ def style() -> Iterator[None]:
 
 def new_figure(height: float, width: float = WIDTH, **keywords: Any) -> Figure:
     """Return an empty figure, `width × height` inches, that pyplot does not know about."""
-    return Figure(figsize=(width, height), **keywords)
+    return Figure(figsize=(width, round(height, 2)), **keywords)
 
 
 def as_image(image: Tensor | NDArray | Image.Image) -> NDArray[np.float32]:
@@ -188,14 +188,13 @@ def as_image(image: Tensor | NDArray | Image.Image) -> NDArray[np.float32]:
         raise ValueError(
             f"Expected one image, got a batch {list(array.shape)}: choose one, images[0]."
         )
+    given = array.shape
     if array.ndim == 3 and array.shape[0] in (1, 3):
         array = array.transpose(1, 2, 0)
     if array.ndim == 2:
         array = array[..., None]
-    if array.ndim != 3 or array.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"Expected an image [3, H, W], [H, W, 3] or [H, W], got {list(array.shape)}."
-        )
+    if array.ndim != 3 or array.shape[-1] not in (1, 3) or not array.size:
+        raise ValueError(f"Expected an image [3, H, W], [H, W, 3] or [H, W], got {list(given)}.")
     # Interpolation and float16 overshoot by a hair; what is further out is normalised or 0…255.
     if not (array.min() >= -0.01 and array.max() <= 1.01):
         raise ValueError(
