@@ -17,6 +17,7 @@ export PYTHONNOUSERSITE := 1
 unexport PYTHONPATH
 
 VENV := .venv
+REQUIREMENTS ?= requirements.txt
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 MATHJAX := .cache/static/vendor/mathjax/.complete
@@ -71,10 +72,10 @@ $(BUILT): $(INSTALLED) $(MATHJAX) $(SOURCES)
 $(MATHJAX): tools/vendor.py | $(INSTALLED)
 	@$(PY) -m tools.vendor
 
-$(INSTALLED): requirements.txt | $(VENV)/bin/uv
-	@install="$(VENV)/bin/uv pip install --python $(PY) -r requirements.txt"; $$install \
+$(INSTALLED): $(REQUIREMENTS) | $(VENV)/bin/uv
+	@install="$(VENV)/bin/uv pip install --python $(PY) -r $(REQUIREMENTS)"; $$install \
 	|| { echo "Trying again with this system's certificates."; $$install --system-certs; } \
-	|| { echo "Trying again with pip."; $(PY) -m pip install -r requirements.txt; }
+	|| { echo "Trying again with pip."; $(PY) -m pip install -r $(REQUIREMENTS); }
 	@touch $@
 
 $(VENV)/bin/uv:

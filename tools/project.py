@@ -12,13 +12,11 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOKS = ROOT / "notebooks"
-BRIDGES = ROOT / "helpers" / "bridges"
 
 
-def chapters() -> list[Path]:
+def chapters(root: Path = ROOT) -> list[Path]:
     """Return the text sources of all chapters, in order."""
-    return sorted(NOTEBOOKS.glob("[0-9][0-9]_*.py"))
+    return sorted((root / "notebooks").glob("[0-9][0-9]_*.py"))
 
 
 def repository_url(root: Path = ROOT) -> str:

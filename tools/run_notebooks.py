@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from nbclient import NotebookClient
@@ -16,33 +17,32 @@ from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 
 from tools import notebook
-from tools.project import NOTEBOOKS, ROOT, chapters, write
+from tools.project import ROOT, chapters, write
 
 LARGEST = 1_500_000
 # What differs between machines or runs and tells a reader nothing.
 VARYING = [
     (re.compile(r"\S*/ipykernel_\d+/\d+\.py"), "<cell>"),
     (re.compile(r"\S*/site-packages/"), ""),
-    (re.compile(re.escape(f"{ROOT}/")), ""),
     (re.compile(re.escape(sys.base_prefix) + r"/(?=lib/python)"), ""),
     (re.compile(r"\b0x[0-9a-f]{6,}\b"), "0x…"),
 ]
 
 
-def main() -> None:
-    known = [path.stem for path in chapters()]
-    chosen = [Path(name).stem for name in sys.argv[1:]] or known
+def main(names: Sequence[str], root: Path = ROOT) -> None:
+    known = [path.stem for path in chapters(root)]
+    chosen = [Path(name).stem for name in names] or known
     if unknown := set(chosen) - set(known):
         sys.exit(f"No such chapter: {', '.join(sorted(unknown))}. There are: {', '.join(known)}")
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     for name in chosen:
         start = time.monotonic()
         print(f"{name} …", end=" ", flush=True)
-        size = run(NOTEBOOKS / f"{name}.ipynb")
+        size = run(root / "notebooks" / f"{name}.ipynb", root)
         print(f"{time.monotonic() - start:.0f} s, {size / 1e6:.2f} MB", flush=True)
 
 
-def run(path: Path) -> int:
+def run(path: Path, root: Path) -> int:
     """Run one notebook from top to bottom, store its outputs and return the file's size in bytes.
 
     Exits, leaving the file as it was, where a cell fails that is not tagged `raises-exception`, or
@@ -63,7 +63,7 @@ def run(path: Path) -> int:
         sys.exit(f"\n{path.name} failed and was left as it was:\n{error}")
     stored.metadata = notebook.load(path).metadata  # without the version of this Python
     for cell in notebook.code_cells(stored):
-        cell.outputs = [_stable(output) for output in cell.outputs]
+        cell.outputs = [stable(output, root) for output in cell.outputs]
     text = notebook.dumps(stored)
     size = len(text.encode())
     if size > LARGEST:
@@ -72,23 +72,20 @@ def run(path: Path) -> int:
     return size
 
 
-def _stable(value: object) -> object:
+def stable(value: object, root: Path) -> object:
+    """Return an output without what varies between machines and runs."""
     match value:
         case str():
             for pattern, replacement in VARYING:
                 value = pattern.sub(replacement, value)
-            return value
+            return value.replace(f"{root}/", "")
         case list():
-            return [_stable(item) for item in value]
+            return [stable(item, root) for item in value]
         case dict():
-            clean = {key: value[key] if _is_picture(key) else _stable(value[key]) for key in value}
-            return NotebookNode(clean)
+            kept = {key: value[key] for key in value if key.startswith("image/")}
+            return NotebookNode({key: stable(item, root) for key, item in value.items()} | kept)
     return value
 
 
-def _is_picture(key: str) -> bool:
-    return key.startswith("image/")
-
-
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

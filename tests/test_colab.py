@@ -1,0 +1,105 @@
+"""Each chapter alone, as in Colab: an empty folder, ipywidgets 7, and no `helpers` yet.
+
+The environment is made for this test and sees the packages of the one that runs it, so that it
+costs seconds; what the chapter's first cell installs lands in it alone.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = Path(sysconfig.get_path("purelib"))
+
+BEFORE = """
+from importlib.util import find_spec
+
+import google.colab
+
+assert find_spec("helpers") is None, find_spec("helpers")
+"""
+AFTER = """
+import json
+
+import helpers
+import ipywidgets
+import torch
+
+files = {module.__name__: module.__file__ for module in (helpers, ipywidgets, torch)}
+print(json.dumps({**files, "widgets": ipywidgets.__version__, "gpu": torch.cuda.is_available()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> str:
+    """Return the address of a repository that holds what this one tracks of the package."""
+    folder = tmp_path_factory.mktemp("repository")
+    listing = ["git", "ls-files", "-z", "--", "helpers", "pyproject.toml", "README.md"]
+    tracked = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, tracked.split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    who = ["-c", "user.name=test", "-c", "user.email=test@localhost"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-q", "-m", "copy"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder.as_uri()
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory) -> Path:
+    """Make an environment like Colab's and return its folder of packages."""
+    folder = tmp_path_factory.mktemp("colab") / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    python = folder / "bin" / "python"
+    ask = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = Path(subprocess.check_output([python, "-c", ask], text=True).strip())
+    (packages / "seen.pth").write_text(f"{PACKAGES}\n")
+    old = ["ipywidgets==7.7.1", "ipython_genutils==0.2.0"]  # what Colab brings
+    subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", *old], check=True)
+    (packages / "google" / "colab").mkdir(parents=True)
+    (packages / "google" / "colab" / "__init__.py").touch()
+    kernel = folder / "share" / "jupyter" / "kernels" / "colab" / "kernel.json"
+    kernel.parent.mkdir(parents=True)
+    argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    kernel.write_text(json.dumps({"argv": argv, "display_name": "Colab", "language": "python"}))
+    return packages
+
+
+@pytest.mark.colab
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    "chapter", sorted(ROOT.glob("notebooks/*.ipynb")), ids=lambda path: path.stem
+)
+def test_a_chapter_runs_alone(chapter, repository, environment, tmp_path, monkeypatch):
+    folder = tmp_path / "content"
+    folder.mkdir()
+    notebook = nbformat.read(chapter, as_version=4)
+    first = nbformat.v4.new_code_cell(BEFORE)
+    last = nbformat.v4.new_code_cell(AFTER)
+    notebook.cells = [first, *notebook.cells, last]
+    monkeypatch.setenv("JUPYTER_PATH", str(environment.parents[2] / "share" / "jupyter"))
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    client = NotebookClient(
+        notebook, kernel_name="colab", timeout=600, resources={"metadata": {"path": str(folder)}}
+    )
+    client.execute(env=clean | {"BOOK_REPOSITORY": repository})  # raises where a cell fails
+
+    found = json.loads(last.outputs[-1].text)
+    assert environment in Path(found["helpers"]).parents
+    assert environment in Path(found["ipywidgets"]).parents
+    assert found["widgets"].startswith("7.7")
+    assert PACKAGES in Path(found["torch"]).parents
+    assert not list(environment.glob("torch*")), "the first cell installed another torch"
+    setup = next(cell for cell in notebook.cells if "setup" in cell.metadata.get("tags", []))
+    (line,) = "".join(
+        output.text for output in setup.outputs if output.name == "stdout"
+    ).splitlines()
+    assert found["gpu"] or "Runtime → Change runtime type" in line
