@@ -127,24 +127,41 @@ def css_size(pixels: NDArray[np.uint8]) -> tuple[int, int]:
 
 
 def encode(pixels: NDArray[np.uint8]) -> bytes:
-    """Return RGB `[H, W, 3]` as a small PNG of at most 256 colours.
+    """Return RGB `[H, W, 3]` as a PNG, with 256 colours if they are enough, else with all.
 
-    The 128 commonest colours, which are flat areas and legends, stay; the others share the rest.
+    They are enough if they are within 2 grey levels (root mean square), or if all of them would
+    take more than 300 kB.
     """
     image = Image.fromarray(np.ascontiguousarray(pixels))
+    reduced = image.quantize(palette=_palette(pixels), dither=Image.Dither.NONE)
+    error = np.asarray(reduced.convert("RGB"), dtype=np.float32) - pixels
+    if np.square(error).mean() > 2**2:
+        whole = _png(image)
+        if len(whole) <= 300_000:
+            return whole
+    return _png(reduced)
+
+
+def _palette(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Choose 256 colours; those of flat areas and legends are kept as they are."""
     codes = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1])
     found, counts = np.unique(codes, return_counts=True)
-    common = found[np.argsort(-counts, kind="stable")[:128]]
-    others = pixels[~np.isin(codes, common)]
-    palette = np.stack([common >> 16, common >> 8 & 255, common & 255], -1).astype(np.uint8)
+    order = np.argsort(-counts, kind="stable")[:64]
+    flat = found[order][counts[order] >= 400]
+    colors = np.stack([flat >> 16, flat >> 8 & 255, flat & 255], -1).astype(np.uint8)
+    others = pixels[~np.isin(codes, flat)]
     if len(others):
-        rest = Image.fromarray(others[None]).quantize(128, dither=Image.Dither.NONE)
-        extra = np.array(rest.getpalette(), dtype=np.uint8).reshape(-1, 3)
-        palette = np.concatenate([palette, extra])
-    chosen = Image.new("P", (1, 1))
-    chosen.putpalette(palette.tobytes())
+        sample = Image.fromarray(others[None, :: 1 + len(others) // 60_000])
+        rest = sample.quantize(256 - len(flat), dither=Image.Dither.NONE, kmeans=1).getpalette()
+        colors = np.concatenate([colors, np.array(rest, dtype=np.uint8).reshape(-1, 3)])
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(colors.tobytes())
+    return palette
+
+
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    image.quantize(palette=chosen, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

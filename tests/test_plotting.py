@@ -141,6 +141,18 @@ def test_a_figure_made_with_pyplot_is_closed_and_others_are_not() -> None:
         plotting.picture("figure", ALT)
 
 
+def test_a_png_is_small_and_nobody_sees_why() -> None:
+    generator = np.random.default_rng(0)
+    flat = np.repeat(generator.integers(0, 256, (60, 3)), 500, 0).reshape(150, 200, 3)
+    smooth = np.stack([*np.meshgrid(range(200), range(150)), np.zeros((150, 200))], -1)
+    large = generator.integers(0, 256, (600, 640, 3))
+    for drawn, error, size in ((flat, 4, 2_000), (smooth, 0, 90_000), (large, 60, 600_000)):
+        png = pictures.encode(drawn.astype(np.uint8))
+        decoded = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"), dtype=float)
+        assert np.sqrt(np.square(decoded - drawn).mean()) <= error
+        assert len(png) < size
+
+
 def test_the_style_ends_with_its_context() -> None:
     before = matplotlib.rcParams["axes.facecolor"]
     with plotting.style():
