@@ -20,10 +20,12 @@ from tools import notebook
 from tools.project import ROOT, chapters, write
 
 LARGEST = 1_500_000
-# What differs between machines or runs and tells a reader nothing.
+# What differs between machines or runs and tells a reader nothing. A path is matched from its start
+# on only: without that, the long lines of an embedded picture would take minutes.
+START = r"(?<![\w./-])[\w./-]*/"
 VARYING = [
-    (re.compile(r"\S*/ipykernel_\d+/\d+\.py"), "<cell>"),
-    (re.compile(r"\S*/site-packages/"), ""),
+    (re.compile(START + r"ipykernel_\d+/\d+\.py"), "<cell>"),
+    (re.compile(START + r"site-packages/"), ""),
     (re.compile(re.escape(sys.base_prefix) + r"/(?=lib/python)"), ""),
     (re.compile(r"\b0x[0-9a-f]{6,}\b"), "0x…"),
 ]
