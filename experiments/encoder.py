@@ -29,7 +29,7 @@ TRAIN, TEST, PIXELS = 300, 100, 60
 
 
 class Pixels:
-    """Pixels of some scenes, a third each from everywhere, from objects, from edges' surroundings."""
+    """Pixels of some scenes: from anywhere, from objects, from near edges and away from them."""
 
     def __init__(self, indices: range, rng: np.random.Generator) -> None:
         self.images, masks = scenes.batch(indices)

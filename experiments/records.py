@@ -29,7 +29,17 @@ def code_hash(path: str) -> str:
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             body[0] = ast.Pass()
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+    return hashlib.sha256(_written(tree).encode()).hexdigest()[:16]
+
+
+def _written(node: object) -> str:
+    # ast.dump differs from one Python to the next in the empty fields that it writes.
+    if isinstance(node, list):
+        return f"[{','.join(map(_written, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
+    return f"{type(node).__name__}({','.join(f'{n}={_written(v)}' for n, v in fields)})"
 
 
 def _is_docstring(node: ast.AST) -> bool:
@@ -41,7 +51,7 @@ def _is_docstring(node: ast.AST) -> bool:
 
 
 def provenance(*sources: str) -> Record:
-    """Return what a measurement depends on: code (paths in the repository), weights, data, torch."""
+    """Return what a measurement depends on: code (files), weights, version of scenes, torch."""
     return {
         "code": {path: code_hash(path) for path in sources},
         "weights": BUNDLED_SHA256[:16],
