@@ -77,7 +77,7 @@ def run(path: Path, root: Path) -> int:
 def stable(value: object, root: Path) -> object:
     """Return an output without what varies between machines and runs."""
     match value:
-        case str() if "data:image/" not in value:  # no paths, and far too long to search
+        case str():
             for pattern, replacement in VARYING:
                 value = pattern.sub(replacement, value)
             return value.replace(f"{root}/", "")
