@@ -368,5 +368,5 @@ def _print_after_cell(shell: Any, error: Exception, text: str) -> None:
 def _wrap(text: str) -> str:
     # Code between backticks stays on one line.
     text = re.sub("`[^`]*`", lambda code: code.group().replace(" ", "\0"), text)
-    lines = textwrap.fill(text, width=88, break_long_words=False, break_on_hyphens=False)
+    lines = textwrap.fill(text, width=80, break_long_words=False, break_on_hyphens=False)
     return lines.replace("\0", " ")

@@ -272,10 +272,11 @@ def image_grid(
     """Return a figure with a grid of empty axes of one size, measured in inches.
 
     `aspect` is height ÷ width of one cell; `head` is kept free above each row, `left` before the
-    first column, `foot` below the last row; no cell is wider than `widest`.
+    first column, `foot` below the last row; no cell is wider than `widest`
+    (a single column may be wider).
     """
     room = WIDTH - 2 * MARGIN - left - gap * (columns - 1)
-    cell = min(room / columns, widest)
+    cell = min(room / columns, widest if columns > 1 else 1.8 * widest)
     start = MARGIN + left + (room - cell * columns) / 2
     high = cell * aspect
     height = 2 * MARGIN + rows * (head + high) + gap * (rows - 1) + foot

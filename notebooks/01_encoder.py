@@ -19,7 +19,7 @@
 # that you meet here, so it pays to know them well: their sizes, what they see, and the silent ways
 # in which they go wrong.
 
-# %% tags=["setup", "hide-input", "nbval-ignore-output"]
+# %% tags=["setup", "hide-input", "nbval-ignore-output"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
 import os
 import sys
 from importlib.util import find_spec
@@ -28,15 +28,17 @@ from subprocess import check_call
 if os.path.isdir("../helpers"):  # this notebook lies in a clone of the book
     sys.path.insert(0, os.path.abspath(".."))
 elif not find_spec("helpers"):
-    url = os.environ.get("BOOK_REPOSITORY", "https://github.com/your-name/decoder-book")
+    url = "https://github.com/your-name/decoder-book"
+    url = os.environ.get("BOOK_REPOSITORY", url)
     check_call([sys.executable, "-m", "pip", "install", "-q", f"git+{url}"])
 import torch
 
-cpu = f"the CPU, {torch.get_num_threads()} threads"
+cpu = f"the CPU, threads: {torch.get_num_threads()}"
 if "google.colab" in sys.modules:
     cpu += ". For a GPU: Runtime → Change runtime type"
 gpu = torch.cuda.is_available()
-print(f"torch {torch.__version__} on {torch.cuda.get_device_name() if gpu else cpu}")
+device = torch.cuda.get_device_name() if gpu else cpu
+print(f"torch {torch.__version__} on {device}")
 
 # %% [markdown]
 # ## What you will see
@@ -87,7 +89,7 @@ image = torch.from_numpy(scene.image)
 plotting.pyramid_diagram(
     encoder,
     image,
-    alt="An image and, to its right, five ever smaller, ever deeper boxes, c1 to c5.",
+    alt="An image and, to its right, five ever smaller, ever deeper boxes.",
 )
 
 # %% [markdown]
@@ -203,7 +205,9 @@ class TruncatedEncoder(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.layers = nn.Sequential(OrderedDict(list(network.named_children())[:-2]))
+        self.layers = nn.Sequential(
+            OrderedDict(list(network.named_children())[:-2])
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -251,7 +255,7 @@ before, after = collected[0][0], encoder(x).c1[0]
 plotting.show_features(
     {"conv1": before, "c1": after},
     channels=4,
-    alt="The same channels twice: before BatchNorm and ReLU, and after, all positive.",
+    alt="The same channels twice: before BatchNorm and ReLU, and after.",
 )
 
 # %%
@@ -271,12 +275,8 @@ network(x)
 handle.remove()
 with torch.no_grad():
     really = network.bn1(network.conv1(x))
-print(
-    "smallest value is negative: BatchNorm really",
-    bool((really < 0).any()),
-    end=", ",
-)
-print("tensor that the hook kept", bool((kept["bn1"] < 0).any()))
+print("negative values after BatchNorm:", bool((really < 0).any()))
+print("… in the tensor that was kept:  ", bool((kept["bn1"] < 0).any()))
 
 # %% [markdown]
 # ## The technique
@@ -288,10 +288,10 @@ print("tensor that the hook kept", bool((kept["bn1"] < 0).any()))
 # %% tags=["export"]
 @contextmanager
 def collecting_stages(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Let each forward pass of a torchvision ResNet fill a dictionary, `c1` to `c5`.
+    """Let each forward pass of a torchvision ResNet fill a dict, `c1` to `c5`.
 
-    The maps are those of the latest pass; their shapes are those of `Pyramid`. When the
-    `with` block ends, even by an error, the hooks are gone and the dictionary is empty.
+    The maps are those of the latest pass; their shapes are those of `Pyramid`. When
+    the `with` block ends, even by an error, the hooks are gone, the dict is empty.
     """
     maps: dict[str, Tensor] = {}
     sources = {
@@ -310,7 +310,9 @@ def collecting_stages(network: nn.Module) -> Iterator[dict[str, Tensor]]:
             ) -> None:
                 maps[name] = output
 
-            handles.append(network.get_submodule(source).register_forward_hook(keep))
+            handles.append(
+                network.get_submodule(source).register_forward_hook(keep)
+            )
         yield maps
     finally:
         for handle in handles:
@@ -323,7 +325,7 @@ with collecting_stages(network) as maps:
     for _ in range(3):
         network(x)
     hooked = Pyramid(**maps)
-print([list(map_.shape) for map_ in hooked])
+print(*[list(map_.shape) for map_ in hooked], sep="\n")
 assert all(len(module._forward_hooks) == 0 for module in network.modules())
 
 # %% [markdown]
@@ -443,11 +445,11 @@ class LinearProbe(nn.Module):
         level: which map to read, 1 for `c1` … 5 for `c5`.
 
     `forward` takes a `Pyramid` and returns logits `[B, out_channels, h, w]` of that
-    map's size. Raises `ValueError` for a level that does not exist or a map with other
-    channels.
+    map's size. Raises `ValueError` for a level that does not exist or a map with
+    other channels.
 
-    Source: Alain and Bengio, Understanding intermediate layers using linear classifier
-    probes, 2016.
+    Source: Alain and Bengio, Understanding intermediate layers using linear
+    classifier probes, 2016.
     """
 
     def __init__(
@@ -466,20 +468,16 @@ class LinearProbe(nn.Module):
         map_ = pyramid[self.level - 1]
         if map_.ndim != 4 or map_.shape[1] != self.linear.in_channels:
             raise ValueError(
-                f"Expected c{self.level} as [B, {self.linear.in_channels}, h, w], got "
-                f"{list(map_.shape)}: build it with in_channels=encoder.out_channels."
+                f"Expected c{self.level} as [B, {self.linear.in_channels}, h, w], "
+                f"got {list(map_.shape)}: pass in_channels=encoder.out_channels."
             )
         return self.linear(self.scale(map_))
 
 
 # %%
 probe = LinearProbe(encoder.out_channels, out_channels=7, level=5)
-print(
-    shapes(probe, encoder(normalize(image[None]))),
-    "from",
-    count_parameters(probe),
-    "parameters",
-)
+print(count_parameters(probe), "parameters")
+shapes(probe, encoder(normalize(image[None])))
 
 # %% [markdown]
 # The task is the book's own: *scenes*, drawn by code, with seven classes told apart by shape alone.
@@ -521,7 +519,7 @@ plotting.show_curves(
     {name: losses for name, (_, losses) in trained.items()},
     xlabel="step",
     ylabel="cross-entropy",
-    alt="Five falling training curves, one for each level, that end close together.",
+    alt="Five falling training curves, one for each level.",
 )
 
 # %%
@@ -539,7 +537,9 @@ for _, losses in trained.values():
 @torch.no_grad()
 def segment(probe, pyramid):
     """Logits at the size of the masks, [B, 7, 128, 128]."""
-    return F.interpolate(probe(pyramid), size=unseen_masks.shape[-2:], mode="bilinear")
+    return F.interpolate(
+        probe(pyramid), size=unseen_masks.shape[-2:], mode="bilinear"
+    )
 
 
 logits = {name: segment(probe, unseen_maps) for name, probe in probes.items()}
@@ -558,7 +558,7 @@ plotting.show_curves(
     xlabel="level",
     ylabel="%",
     x=levels,
-    alt="From c1 to c5 the curve for where falls, the one for which rises: they cross.",
+    alt="From c1 to c5 the curve for where falls, the one for which rises.",
 )
 
 # %%
@@ -568,7 +568,8 @@ assert which[3] > which[0] + 10 and which[3] > commonest + 5
 # %% tags=["nbval-ignore-output"]
 chosen = 27
 painted = {
-    name: plotting.colorize(out[chosen].argmax(dim=0)) for name, out in logits.items()
+    name: plotting.colorize(out[chosen].argmax(dim=0))
+    for name, out in logits.items()
 }
 plotting.show_images(
     [
@@ -597,14 +598,14 @@ x = normalize(photo)
 plotting.show_features_as_color(
     photo[0],
     encoder(x),
-    alt="A coffee cup and its five maps in false colour: edges in c1, regions in c5.",
+    alt="A coffee cup and its five maps in false colour.",
 )
 
 # %%
 plotting.show_features_as_color(
     image,
     encoder(normalize(image[None])),
-    alt="A scene of shapes, and its five maps in false colour, coarser at every level.",
+    alt="A scene and its five maps in false colour, coarser at every level.",
 )
 
 # %% [markdown]
@@ -666,7 +667,9 @@ assert by_gradient == by_formula
 
 # %% tags=["nbval-ignore-output"]
 frames = [
-    plotting.show_heatmaps(astronaut[0], [s], alt=f"What one position of c{n} sees.")
+    plotting.show_heatmaps(
+        astronaut[0], [s], alt=f"What one position of c{n} sees."
+    )
     for n, s in enumerate(sights, start=1)
 ]
 plotting.flipbook(
@@ -815,7 +818,7 @@ assert drifts["frozen=True"][-1] == 0
 
 # %%
 def cut_out(indices, smallest=16):
-    """Objects inside their scenes, [N, 3, 96, 96], with their classes and scenes."""
+    """Objects inside their scenes, [N, 3, 96, 96], classes and scenes."""
     crops, classes, sources = [], [], []
     for index in indices:
         scene = scenes.scene(index)
@@ -823,7 +826,9 @@ def cut_out(indices, smallest=16):
             top, left, bottom, right = region.bbox
             inside = min(top, left) > 0 and max(bottom, right) < scenes.SIZE
             if inside and min(bottom - top, right - left) >= smallest:
-                crop = torch.from_numpy(scene.image[None, :, top:bottom, left:right])
+                crop = torch.from_numpy(
+                    scene.image[None, :, top:bottom, left:right]
+                )
                 crops.append(F.interpolate(crop, size=(96, 96), mode="bilinear"))
                 classes.append(int(scene.mask[tuple(region.coords[0])]))
                 sources.append(index)
@@ -960,7 +965,7 @@ plotting.show_bars(
     overlap,
     ylabel="mIoU on unseen scenes, %",
     highlight="c1…c5, pretrained",
-    alt="All five pretrained maps score far above c5 alone and above five random maps.",
+    alt="Five pretrained maps score far above c5 alone and five random maps.",
 )
 
 # %%
@@ -986,10 +991,14 @@ assert lowest > max(overlap["c1…c5, random"]) + 5
 #
 # ## Exercises
 #
-# Each has a check that tells you what is wrong. The solutions are folded away below their check.
+# Each has a check that tells you what is wrong. Check and solution are folded away.
 
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "A check", "code_prompt_hide": "A check"}
+# %% [markdown]
+# **Exercise 1.** Predict the five sizes for any image, without running the encoder.
+
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
 def check_sizes(answer):
     for height, width in [(224, 224), (225, 97), (64, 250)]:
         truth = [
@@ -1009,68 +1018,6 @@ def check_sizes(answer):
                 f"At {height} × {width} you say {said}; the encoder gives {truth}."
             )
     print("Right, at every size: each halving rounds up.")
-
-
-# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "A check", "code_prompt_hide": "A check"}
-def check_two_levels(answer):
-    torch.manual_seed(0)
-    network = resnet18().eval()
-    x = torch.randn(2, 3, 64, 96)
-    found = answer(network, x)
-    if found is None:
-        return print("Nothing returned yet: return c3 and the vector.")
-    c3, vector = found
-    truth = create_feature_extractor(network, {"layer2": "c3", "flatten": "vector"})(x)
-    if vector.shape == (2, 512, 1, 1):
-        return print(
-            "The vector still has two sides of length 1: take the node after the pool."
-        )
-    if vector.shape != (2, 512):
-        return print(f"The vector should be [2, 512], yours is {list(vector.shape)}.")
-    if c3.shape != truth["c3"].shape:
-        return print(
-            f"c3 should be {list(truth['c3'].shape)}, yours is {list(c3.shape)}."
-        )
-    if not (
-        torch.allclose(c3, truth["c3"]) and torch.allclose(vector, truth["vector"])
-    ):
-        return print(
-            "The shapes are right, the values are not: was the network in eval mode?"
-        )
-    if any(module._forward_hooks for module in network.modules()):
-        return print(
-            "Right values, but a hook stayed behind: it runs at every pass from now on."
-        )
-    print("Right: one pass, two outputs, nothing left behind.")
-
-
-# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "A check", "code_prompt_hide": "A check"}
-def check_freeze(answer):
-    model = nn.Sequential(OrderedDict(encoder=resnet18(), head=nn.Linear(1000, 7)))
-    answer(model)
-    model.train()
-    before = copy.deepcopy(model.encoder.state_dict())
-    model(torch.randn(4, 3, 64, 64)).sum().backward()
-    moved = [
-        n
-        for n, v in model.encoder.state_dict().items()
-        if not torch.equal(v, before[n])
-    ]
-    if any(p.grad is not None for p in model.encoder.parameters()):
-        return print("The encoder's parameters still get gradients.")
-    if moved:
-        return print(
-            f"No gradients, but {moved[0]} moved: model.train() woke BatchNorm."
-        )
-    if model.head.weight.grad is None or not model.head.training:
-        return print(
-            "The encoder rests, but so does the head: it should go on learning."
-        )
-    print("Right: no gradients, no drift, and the head still learns.")
-
-
-# %% [markdown]
-# **Exercise 1.** Predict the five sizes for any image, without running the encoder.
 
 
 # %%
@@ -1095,6 +1042,41 @@ check_sizes(sizes_solution)
 # **Exercise 2.** A decoder wants `c3` *and* the pooled vector `[B, 512]`. Get both in one forward pass.
 
 
+# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
+def check_two_levels(answer):
+    torch.manual_seed(0)
+    network = resnet18().eval()
+    x = torch.randn(2, 3, 64, 96)
+    found = answer(network, x)
+    if found is None:
+        return print("Nothing returned yet: return c3 and the vector.")
+    c3, vector = found
+    truth = create_feature_extractor(
+        network, {"layer2": "c3", "flatten": "vector"}
+    )(x)
+    if vector.shape == (2, 512, 1, 1):
+        return print("The vector still has two sides of length 1: flatten it.")
+    if vector.shape != (2, 512):
+        return print(
+            f"The vector should be [2, 512], yours is {list(vector.shape)}."
+        )
+    if c3.shape != truth["c3"].shape:
+        return print(
+            f"c3 should be {list(truth['c3'].shape)}, yours is {list(c3.shape)}."
+        )
+    if not (
+        torch.allclose(c3, truth["c3"]) and torch.allclose(vector, truth["vector"])
+    ):
+        return print(
+            "Shapes are right, values are not: was the network in eval mode?"
+        )
+    if any(module._forward_hooks for module in network.modules()):
+        return print(
+            "Right values, but a hook stayed behind: it runs at every pass."
+        )
+    print("Right: one pass, two outputs, nothing left behind.")
+
+
 # %%
 def two_levels(network, x):
     """Return c3 [B, 128, h, w] and the pooled vector [B, 512] of a ResNet-18."""
@@ -1105,9 +1087,9 @@ check_two_levels(two_levels)
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"}
 def two_levels_solution(network, x):
-    outputs = create_feature_extractor(network, {"layer2": "c3", "flatten": "vector"})(
-        x
-    )
+    outputs = create_feature_extractor(
+        network, {"layer2": "c3", "flatten": "vector"}
+    )(x)
     return outputs["c3"], outputs["vector"]
 
 
@@ -1116,6 +1098,31 @@ check_two_levels(two_levels_solution)
 # %% [markdown]
 # **Exercise 3.** Freeze `model.encoder`, a plain torchvision ResNet-18, so that it *stays* frozen when
 # somebody calls `model.train()` afterwards, while `model.head` goes on learning.
+
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
+def check_freeze(answer):
+    model = nn.Sequential(OrderedDict(encoder=resnet18(), head=nn.Linear(1000, 7)))
+    answer(model)
+    model.train()
+    before = copy.deepcopy(model.encoder.state_dict())
+    model(torch.randn(4, 3, 64, 64)).sum().backward()
+    moved = [
+        n
+        for n, v in model.encoder.state_dict().items()
+        if not torch.equal(v, before[n])
+    ]
+    if any(p.grad is not None for p in model.encoder.parameters()):
+        return print("The encoder's parameters still get gradients.")
+    if moved:
+        return print(
+            f"No gradients, but {moved[0]} moved: model.train() woke BatchNorm."
+        )
+    if model.head.weight.grad is None or not model.head.training:
+        return print(
+            "The encoder rests, but so does the head: it should go on learning."
+        )
+    print("Right: no gradients, no drift, and the head still learns.")
 
 
 # %%
@@ -1130,7 +1137,9 @@ check_freeze(freeze)
 def freeze_solution(model):
     model.encoder.requires_grad_(False)
     model.encoder.eval()
-    model.encoder.train = lambda mode=True: model.encoder  # later calls change nothing
+    model.encoder.train = lambda mode=True: (
+        model.encoder
+    )  # later calls change nothing
 
 
 check_freeze(freeze_solution)

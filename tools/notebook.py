@@ -13,7 +13,10 @@ from nbformat import NotebookNode
 
 FIRST_CELL = Path(__file__).with_name("first_cell.txt")
 # The book folds its code away; what it prints depends on the machine, so nothing compares it.
-FIRST_TAGS = '# %% tags=["setup", "hide-input", "nbval-ignore-output"]\n'
+FIRST_TAGS = (
+    '# %% tags=["setup", "hide-input", "nbval-ignore-output"] '
+    'mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}\n'
+)
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"file_extension": ".py", "mimetype": "text/x-python", "name": "python"},

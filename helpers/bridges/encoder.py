@@ -17,7 +17,9 @@ class TruncatedEncoder(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.layers = nn.Sequential(OrderedDict(list(network.named_children())[:-2]))
+        self.layers = nn.Sequential(
+            OrderedDict(list(network.named_children())[:-2])
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
@@ -25,10 +27,10 @@ class TruncatedEncoder(nn.Module):
 
 @contextmanager
 def collecting_stages(network: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Let each forward pass of a torchvision ResNet fill a dictionary, `c1` to `c5`.
+    """Let each forward pass of a torchvision ResNet fill a dict, `c1` to `c5`.
 
-    The maps are those of the latest pass; their shapes are those of `Pyramid`. When the
-    `with` block ends, even by an error, the hooks are gone and the dictionary is empty.
+    The maps are those of the latest pass; their shapes are those of `Pyramid`. When
+    the `with` block ends, even by an error, the hooks are gone, the dict is empty.
     """
     maps: dict[str, Tensor] = {}
     sources = {
@@ -47,7 +49,9 @@ def collecting_stages(network: nn.Module) -> Iterator[dict[str, Tensor]]:
             ) -> None:
                 maps[name] = output
 
-            handles.append(network.get_submodule(source).register_forward_hook(keep))
+            handles.append(
+                network.get_submodule(source).register_forward_hook(keep)
+            )
         yield maps
     finally:
         for handle in handles:
@@ -64,11 +68,11 @@ class LinearProbe(nn.Module):
         level: which map to read, 1 for `c1` … 5 for `c5`.
 
     `forward` takes a `Pyramid` and returns logits `[B, out_channels, h, w]` of that
-    map's size. Raises `ValueError` for a level that does not exist or a map with other
-    channels.
+    map's size. Raises `ValueError` for a level that does not exist or a map with
+    other channels.
 
-    Source: Alain and Bengio, Understanding intermediate layers using linear classifier
-    probes, 2016.
+    Source: Alain and Bengio, Understanding intermediate layers using linear
+    classifier probes, 2016.
     """
 
     def __init__(
@@ -87,7 +91,7 @@ class LinearProbe(nn.Module):
         map_ = pyramid[self.level - 1]
         if map_.ndim != 4 or map_.shape[1] != self.linear.in_channels:
             raise ValueError(
-                f"Expected c{self.level} as [B, {self.linear.in_channels}, h, w], got "
-                f"{list(map_.shape)}: build it with in_channels=encoder.out_channels."
+                f"Expected c{self.level} as [B, {self.linear.in_channels}, h, w], "
+                f"got {list(map_.shape)}: pass in_channels=encoder.out_channels."
             )
         return self.linear(self.scale(map_))
