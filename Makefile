@@ -42,13 +42,15 @@ test: $(INSTALLED) ## check everything: style, types, sync, tests, every noteboo
 	$(PY) -m mypy
 	$(PY) -m tools.sync --check
 	@$(MAKE) book
-	@BOOK_CHROMIUM="$$($(PY) -m tools.chromium)"; export BOOK_CHROMIUM; $(TESTS); \
-	test -n "$$BOOK_CHROMIUM" || echo "!!! THE BROWSER TESTS WERE SKIPPED: no Chromium could be had !!!"
+	@BOOK_CHROMIUM="$$($(PY) -m tools.chromium)"; export BOOK_CHROMIUM; \
+	$(TEST) -m "not colab" --cov --cov-report term --cov-fail-under 90; \
+	$(TEST) tests/test_colab.py notebooks --nbval --nbval-current-env --nbval-cell-timeout 300 \
+		--nbval-sanitize-with tests/nbval.cfg; \
+	test -n "$$BOOK_CHROMIUM" \
+		|| echo "!!! THE BROWSER TESTS WERE SKIPPED: no Chromium could be had !!!"
 
-# One notebook per worker at a time, one thread each; the longest first.
-TESTS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -rs -n 2 --dist loadscope --no-loadscope-reorder \
-	--nbval --nbval-current-env --nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval.cfg \
-	--cov --cov-report term --cov-fail-under 90 tests/test_colab.py notebooks tests
+# Two at a time, each in one thread; what is in one file, or in one notebook, stays together.
+TEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -rs -n 2 --dist loadscope
 
 notebooks: sync ## run all chapters again and store their outputs (one: CHAPTERS=01_encoder)
 	@$(PY) -m tools.run_notebooks $(CHAPTERS)

@@ -42,7 +42,7 @@ print(json.dumps({**files, "widgets": ipywidgets.__version__, "gpu": torch.cuda.
 def repository(tmp_path_factory) -> str:
     """Return the address of a repository that holds what this one tracks of the package."""
     folder = tmp_path_factory.mktemp("repository")
-    listing = ["git", "ls-files", "-z", "--", "helpers", "pyproject.toml", "README.md"]
+    listing = ["git", "ls-files", "-z", "--", "helpers", "results", "pyproject.toml", "README.md"]
     tracked = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in filter(None, tracked.split("\0")):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
