@@ -615,9 +615,11 @@ plotting.show_features_as_color(
 #
 # ### How far c1 to c5 see
 #
-# Each position of a map depends on a window of the image, its **receptive field**. The size follows
-# from kernels and strides alone: a layer with kernel *k* adds *(k − 1)* steps, and a step is as long as
-# all strides before it multiplied.
+# Each position of a map depends on a window of the image, its **receptive field**. Its side $r$ follows
+# from the kernels $k_i$ and the strides $s_j$ of the layers alone: each layer adds $k_i - 1$ steps, and a
+# step is as long as all strides before it multiplied,
+#
+# $$r = 1 + \sum_i (k_i - 1) \prod_{j<i} s_j .$$
 
 
 # %%
