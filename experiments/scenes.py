@@ -22,7 +22,7 @@ from helpers import scenes
 from helpers.encoder import OUT_CHANNELS, Pyramid, ResNet18Encoder, normalize
 from helpers.inspection import count_parameters
 
-SOURCES = ("experiments/scenes.py", "helpers/scenes.py", "helpers/_draw.py", "helpers/_paint.py")
+SOURCES = ("experiments/scenes.py",)
 TRAIN, TEST, TUNE_TRAIN, TUNE_TEST = 10_000, 20_000, 0, 5_000  # first indices
 TRAIN_COUNT, TEST_COUNT = 600, 200
 STEPS, BATCH, RATE, SEEDS = 400, 10, 4e-3, 3

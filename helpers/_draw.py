@@ -120,7 +120,8 @@ def signed_distance(shape: str, x: Ints, y: Ints, radius: int, width: int, angle
         sides = [_along(x, y, angle + k * TURN // 3) for k in range(3)]
         return np.maximum(np.maximum(sides[0], sides[1]), sides[2]) - radius // 2
     # A star's inside lies within at least four of the five lines that its sides run along.
-    first = second = np.full(1, -(1 << 30), np.int32)
+    first: Ints = np.full(1, -(1 << 30), np.int32)
+    second = first
     for k in range(5):
         side = _along(x, y, angle + k * TURN // 5)
         second = np.maximum(second, np.minimum(first, side))
