@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.encoder import OUT_CHANNELS, SMALLEST_SIDE, STRIDES, Pyramid
@@ -103,14 +104,15 @@ def count_macs(module: nn.Module, *inputs: Any) -> int:
 
 @contextmanager
 def _without_fused_kernels() -> Iterator[None]:
-    """The counter takes attention's fast path and oneDNN's LSTM for nothing: run their parts."""
+    """The counter takes fused attention and oneDNN's LSTM for nothing: run their parts."""
     attention: Any = torch.backends.mha
     onednn: Any = torch.backends.mkldnn
     before = attention.get_fastpath_enabled(), onednn.enabled
     try:
         attention.set_fastpath_enabled(False)
         onednn.enabled = False
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         attention.set_fastpath_enabled(before[0])
         onednn.enabled = before[1]

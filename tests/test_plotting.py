@@ -104,7 +104,8 @@ KINDS = sorted(every_kind(None, None, None, None, ALT))
 def test_every_kind_is_a_picture_of_the_books_width(kind, encoder, image, mask, maps) -> None:
     picture = every_kind(encoder, image, mask, maps, ALT)[kind]()
     shown = pixels(picture)
-    assert shown.shape[:2] == (2 * picture.height, 2 * picture.width)
+    assert shown.shape[1] == 2 * picture.width
+    assert abs(shown.shape[0] - 2 * picture.height) <= 1  # an odd height is rounded
     assert picture.width == 640
     assert (shown.std((0, 1)) > 5).all()  # something is drawn
     paper = np.array(matplotlib.colors.to_rgb(PAPER)) * 255
