@@ -41,7 +41,7 @@ PALETTE = {
 }
 """A colour for every index of a mask, for `plotting.show_scenes(…, colors=PALETTE)`.
 
-Any two differ by at least 16 (CIEDE2000), also to those who see no red, no green or no blue.
+Any two are at least 17 apart in CIELAB, also to those who see no red, no green or no blue.
 """
 
 CLASSES = tuple(PALETTE)[:-1]
