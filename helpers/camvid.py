@@ -239,11 +239,11 @@ def _unpack(archive: Path, root: Path) -> list[str]:
 
 
 def _read_entry(entries: ZipFile, name: str) -> bytes:
-    """Return at most `LARGEST` bytes; none where the entry is missing or not to be trusted."""
+    """Return at most `LARGEST` bytes; none where the entry is missing or damaged."""
     try:
         entry = entries.getinfo(name)
-        if entry.file_size > LARGEST or entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
-            return b""
+        if entry.compress_type not in (ZIP_STORED, ZIP_DEFLATED):
+            return b""  # the others unpack more than they are asked for
         with entries.open(entry) as file:
             return file.read(LARGEST)
     except Exception:  # there is hardly one that a damaged archive does not raise
@@ -269,8 +269,6 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
     try:
         with Image.open(path) as picture:
             picture.load()
-    except FileNotFoundError:
-        raise
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         cure = "helpers.camvid.download() gets it again"
         raise ValueError(f"{path} is damaged ({error}): {cure}.") from error

@@ -6,7 +6,7 @@ import multiprocessing
 import re
 import threading
 import time
-from contextlib import suppress
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -243,8 +243,10 @@ def test_a_download_is_whole_and_made_once(originals, site, tmp_path):
     assert read_all(root) == originals and camvid.check(root) == []
     assert len(CamVid("train", root)) == 2
     (root / "val" / NAMES["val"][0]).write_bytes(b"damaged")
+    right = [root / path for path in originals if not path.startswith("val/")]
+    before = [path.stat().st_ino for path in right]
     camvid.download(root, site.url)
-    assert read_all(root) == originals
+    assert read_all(root) == originals and [path.stat().st_ino for path in right] == before
     camvid.download(root, "http://127.0.0.1:1")
     assert site.requests == [None, None]
 
@@ -290,12 +292,14 @@ def test_a_killed_download_asks_only_for_the_rest(originals, site, tmp_path):
 
 def test_a_server_without_ranges_sends_everything_again(originals, site, tmp_path):
     site.cut, site.ranges = site.half, False
-    with suppress(ConnectionError):
-        camvid.download(tmp_path, site.url)
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            camvid.download(tmp_path, site.url)
+        assert (tmp_path / f"{camvid.COMMIT}.zip.part").stat().st_size == site.half
     site.cut = None
     camvid.download(tmp_path, site.url)
-    assert site.requests == [None, f"bytes={site.half}-"]
-    assert site.served[1] == len(site.content)
+    assert site.requests[1:] == 2 * [f"bytes={site.half}-"]
+    assert site.served == [site.half, site.half, len(site.content)]
     assert read_all(tmp_path) == originals
 
 
@@ -330,7 +334,7 @@ def test_a_truncated_archive_is_deleted(originals, site, tmp_path):
 
 def test_hostile_entries_are_written_nowhere(originals, site, tmp_path, monkeypatch):
     outside, root = tmp_path / "outside", tmp_path / "deep" / "CamVid"
-    link, bomb, unknown, *right = originals
+    link, bomb, lzma, *right = originals
     with ZipFile(file := io.BytesIO(), "w", ZIP_DEFLATED) as archive:
         for name in ("../evil.png", str(outside), "train/../../evil.png", "train/evil.png"):
             archive.writestr(name, b"evil")
@@ -338,13 +342,16 @@ def test_hostile_entries_are_written_nowhere(originals, site, tmp_path, monkeypa
         entry = ZipInfo(camvid.INSIDE + link)
         entry.external_attr = 0o120777 << 16  # a symbolic link
         archive.writestr(entry, str(outside))
-        archive.writestr(camvid.INSIDE + bomb, bytes(20_000_000))
-        archive.writestr(camvid.INSIDE + unknown, originals[unknown], ZIP_LZMA)
+        archive.writestr(camvid.INSIDE + bomb, bytes(100_000_000))
+        archive.writestr(camvid.INSIDE + lzma, originals[lzma], ZIP_LZMA)
         for path in right:
             archive.writestr(camvid.INSIDE + path, originals[path])
     site.content = file.getvalue()
-    with pytest.raises(ValueError, match=f"damaged: {link}, {bomb}, {unknown}. "):
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=f"damaged: {link}, {bomb}, {lzma}. "):
         camvid.download(root, site.url)
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
     assert read_all(tmp_path) == {f"deep/CamVid/{path}": originals[path] for path in right}
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
 
@@ -359,6 +366,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing_half_written(originals, site
         camvid.download(tmp_path, site.url)
     written = {path: content for path, content in read_all(tmp_path).items() if ".zip" not in path}
     assert written.items() <= originals.items()
+    assert [path.name for path in tmp_path.rglob("*.png.part")] == []
     (tmp_path / full).unlink(missing_ok=True)
     camvid.download(tmp_path, site.url)
     assert read_all(tmp_path) == originals
