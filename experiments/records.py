@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
-from helpers import records, scenes
+from helpers import camvid, records, scenes, training
 from helpers.encoder import BUNDLED_SHA256
 
 ROOT = Path(__file__).parent.parent
@@ -22,14 +23,42 @@ Record = dict[str, Any]
 def code_hash(path: str) -> str:
     """Return a hash of a module's syntax tree: comments, docstrings and layout do not count.
 
-    `path` is relative to the repository.
+    `path` is relative to the repository. `path::Name` takes only that definition, and what it
+    uses of its own module, so that its neighbours may change.
     """
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    file, _, name = path.partition("::")
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    if name:
+        tree.body = _used_by(name, tree)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
             body[0] = ast.Pass()
     return hashlib.sha256(_written(tree).encode()).hexdigest()[:16]
+
+
+def _used_by(name: str, tree: ast.Module) -> list[ast.stmt]:
+    """Return the top-level statements that define `name` and, in turn, what they mention."""
+    defined: dict[str, ast.stmt] = {}
+    for statement in tree.body:
+        match statement:
+            case ast.FunctionDef() | ast.ClassDef():
+                defined[statement.name] = statement
+            case ast.Assign(targets=targets):
+                names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
+                defined |= dict.fromkeys(names, statement)
+            case ast.AnnAssign(target=ast.Name(id=target)):
+                defined[target] = statement
+    if name not in defined:
+        return []  # gone: another hash than ever
+    found, waiting = [], [name]
+    while waiting:
+        statement = defined[waiting.pop()]
+        if statement not in found:
+            found.append(statement)
+            used = [n.id for n in ast.walk(statement) if isinstance(n, ast.Name)]
+            waiting += [each for each in used if each in defined]
+    return [statement for statement in tree.body if statement in found]
 
 
 def _written(node: object) -> str:
@@ -50,22 +79,28 @@ def _is_docstring(node: ast.AST) -> bool:
     )
 
 
-def provenance(*sources: str) -> Record:
-    """Return what a measurement depends on: code (files), weights, version of scenes, torch."""
+VERSIONS = {
+    "weights": BUNDLED_SHA256[:16],
+    "scenes": scenes.VERSION,
+    "camvid": camvid.VERSION,
+    "training": training.VERSION,
+}
+
+
+def provenance(*sources: str, versions: Iterable[str] = ("weights", "scenes")) -> Record:
+    """Return what a measurement depends on: code (see `code_hash`), torch, and some `VERSIONS`."""
     return {
         "code": {path: code_hash(path) for path in sources},
-        "weights": BUNDLED_SHA256[:16],
-        "scenes": scenes.VERSION,
+        **{name: VERSIONS[name] for name in versions},
         "torch": torch.__version__.split("+")[0],
     }
 
 
 def stale(record: Record) -> list[str]:
-    """Return what has changed since the record was written: names of files, weights, scenes."""
+    """Return what has changed since the record was written: names of code and of `VERSIONS`."""
     then = record["provenance"]
     changed = [path for path, old in then["code"].items() if code_hash(path) != old]
-    now = provenance()
-    return changed + [name for name in ("weights", "scenes") if then[name] != now[name]]
+    return changed + [k for k, now in VERSIONS.items() if then.get(k, now) != now]
 
 
 def is_done(name: str, **key: object) -> bool:
@@ -79,12 +114,20 @@ def is_done(name: str, **key: object) -> bool:
 def append(name: str, record: Record, key: Iterable[str]) -> None:
     """Write the record to `results/<name>.json`, in place of an older one with the same `key`."""
     key = list(key)
-    kept = [r for r in _read(name) if any(r[k] != record[k] for k in key)]
     path = ROOT / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
-    part.write_text(json.dumps([*kept, record], indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with lock(name):  # another process may be about to append, too
+        kept = [r for r in _read(name) if any(r[k] != record[k] for k in key)]
+        part.write_text(json.dumps([*kept, record], indent=1) + "\n", encoding="utf-8")
+        os.replace(part, path)
+
+
+def lock(name: str, timeout: float = -1) -> FileLock:
+    """Return a lock between processes; with `timeout=0`, taking it raises `Timeout` at once."""
+    path = ROOT / ".cache" / "locks" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(path, timeout)
 
 
 def _read(name: str) -> list[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
@@ -108,16 +109,23 @@ class Segmenter(nn.Module):
 
     def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
         extra = self._extra_inputs(x, query)
-        maps = self.decoder(self.encoder(x), **extra)
+        return self.decode(self.encoder(x), x.shape[-2:], **extra)
+
+    def decode(self, pyramid: Pyramid, size: Sequence[int], **extra: Tensor) -> Tensor:
+        """Return `[B, out_channels, *size]` from maps that were computed before.
+
+        `size` is the image's (H, W); `extra` what the decoder asks for by name (`image`, `query`).
+        """
+        maps = self.decoder(pyramid, **extra)
         if not isinstance(maps, Tensor) or maps.ndim != 4:
             found = list(maps.shape) if isinstance(maps, Tensor) else f"a {type(maps).__name__}"
             raise ValueError(
                 f"The decoder returned {found}; expected maps [B, out_channels, h, w]. "
                 "A vector or token bridge cannot fill an image by itself: give it a decoder."
             )
-        if maps.shape[-2:] == x.shape[-2:]:
+        if tuple(maps.shape[-2:]) == tuple(size):
             return maps
-        return F.interpolate(maps, size=x.shape[-2:], mode="bilinear", align_corners=False)
+        return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
     def _extra_inputs(self, x: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         name = type(self.decoder).__name__
@@ -151,6 +159,32 @@ def check_image(x: Tensor) -> None:
             f"Expected sides of at least {SMALLEST_SIDE} pixels, got {list(x.shape)}: c5 would "
             "have nothing left to see. Enlarge the images: "
             f"F.interpolate(images, scale_factor={factor})."
+        )
+
+
+def check_pyramid(pyramid: Sequence[Tensor], channels: Sequence[int]) -> None:
+    """Raise a clear `ValueError` unless these are maps `[B, C, h, w]` with the given channels."""
+    names = Pyramid._fields
+    if len(pyramid) != len(channels):
+        raise ValueError(
+            f"Expected {len(channels)} maps, got {len(pyramid)}. Pass all that the encoder "
+            "returned: decoder(encoder(images))."
+        )
+    for name, map_, count in zip(names, pyramid, channels, strict=True):
+        check_map(name, map_, count)
+
+
+def check_map(name: str, map_: Tensor, channels: int) -> None:
+    """Raise a clear error unless this is `[B, channels, h, w]`, floating point."""
+    if map_.ndim != 4 or map_.shape[1] != channels:
+        raise ValueError(
+            f"Expected {name} as [B, {channels}, h, w], got {list(map_.shape)}. Build the decoder "
+            "for the encoder that feeds it: in_channels=encoder.out_channels."
+        )
+    if not map_.is_floating_point():
+        raise TypeError(
+            f"Expected {name} in floating point, got {map_.dtype}. Feature maps are not integers: "
+            "pass what the encoder returned."
         )
 
 
