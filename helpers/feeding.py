@@ -1,0 +1,168 @@
+"""Hands out training batches: images, or maps that a frozen encoder computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from helpers.encoder import Pyramid, Segmenter, normalize
+from helpers.inspection import evaluating
+
+Pairs = Dataset[tuple[Tensor, Tensor]]
+CACHE_LIMIT = 4 * 1024**3  # bytes
+
+
+class Precision:
+    """Where and in which precision to compute: mixed on a GPU, unless told otherwise."""
+
+    def __init__(self, device: str | torch.device | None = None, mixed: bool | None = None) -> None:
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        on_gpu = self.device.type == "cuda"
+        self.mixed = on_gpu if mixed is None else mixed
+        old_gpu = on_gpu and not torch.cuda.is_bf16_supported(including_emulation=False)
+        self.dtype = torch.float16 if old_gpu else torch.bfloat16
+        # float16 ends at 65504 and 6e-8: gradients are scaled to lie between.
+        self.scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.mixed and self.dtype == torch.float16
+        )
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.mixed)
+
+
+class Batch(NamedTuple):
+    """One step's masks `[B, H, W]`, and normalised images `[B, 3, H, W]`, their maps, or both."""
+
+    masks: Tensor
+    images: Tensor | None
+    pyramid: Pyramid | None
+
+    def logits(self, model: Segmenter) -> Tensor:
+        """Run the whole model, or only its decoder where the maps are there."""
+        if self.pyramid is None:
+            return model(self.images)
+        extra = {} if self.images is None else {"image": self.images}
+        return model.decode(self.pyramid, self.masks.shape[-2:], **extra)
+
+
+class Images:
+    """Batches of images, read from the data set when they are asked for."""
+
+    def __init__(self, data: Pairs, precision: Precision) -> None:
+        self.data, self.device = data, precision.device
+
+    def batch(self, chosen: list[int], mirrored: Tensor) -> Batch:
+        images, masks = read(self.data, chosen)
+        if mirrored.any():
+            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
+            masks = torch.where(mirrored.view(-1, 1, 1), masks.flip(-1), masks)
+        images = normalize(images.to(self.device))
+        return Batch(
+            masks.to(self.device), images.contiguous(memory_format=torch.channels_last), None
+        )
+
+
+class Features:
+    """Batches of maps: each image's, and each mirror image's, are computed once, here.
+
+    Kept in float16, with the channels last as the decoder wants them; where the decoder takes
+    `image`, the normalised images too. `memory` tells beforehand how many bytes that makes.
+    """
+
+    def __init__(self, model: Segmenter, data: Pairs, flip: bool, precision: Precision) -> None:
+        self.count, self.device = len(data), precision.device  # type: ignore[arg-type]
+        images = Images(data, precision)
+        sides = (False, True) if flip else (False,)
+        rows: list[list[Tensor]] = []
+        masks = []
+        with evaluating(model.encoder), torch.no_grad(), precision.autocast():
+            for mirrored in sides:
+                for chosen in torch.arange(self.count).split(16):
+                    now = images.batch(chosen.tolist(), torch.full((len(chosen),), mirrored))
+                    assert now.images is not None
+                    kept = [*model.encoder(now.images)]
+                    kept += [now.images] if model.takes_image else []
+                    rows.append([each.half().permute(0, 2, 3, 1).contiguous() for each in kept])
+                    masks.append(now.masks)
+        self.maps = [torch.cat(level) for level in zip(*rows, strict=True)]
+        self.masks = torch.cat(masks)
+        self.dtype = precision.dtype if precision.mixed else torch.float32
+
+    def batch(self, chosen: list[int], mirrored: Tensor) -> Batch:
+        index = (torch.tensor(chosen) + self.count * mirrored).to(self.device)
+        maps = [each[index].permute(0, 3, 1, 2).to(self.dtype) for each in self.maps]
+        image = maps[5] if len(maps) > 5 else None
+        return Batch(self.masks[index], image, Pyramid(*maps[:5]))
+
+    @staticmethod
+    def memory(model: Segmenter, data: Pairs, flip: bool, precision: Precision) -> int:
+        """Return the bytes that the maps of all images take, seen on the first one."""
+        first = Images(data, precision).batch([0], torch.tensor([False])).images
+        assert first is not None
+        with evaluating(model.encoder), torch.no_grad(), precision.autocast():
+            numbers = sum(map_.numel() for map_ in model.encoder(first))
+        numbers += first.numel() if model.takes_image else 0
+        return 2 * numbers * len(data) * (1 + flip)  # type: ignore[arg-type]
+
+
+def read(data: Pairs, chosen: list[int]) -> tuple[Tensor, Tensor]:
+    """Return these images `[B, 3, H, W]` and masks `[B, H, W]`; `ValueError` where sizes differ."""
+    images, masks = zip(*(data[i] for i in chosen), strict=True)
+    for index, image, mask in zip(chosen, images, masks, strict=True):
+        if image.shape[-2:] != mask.shape[-2:] or image.shape != images[0].shape:
+            raise ValueError(
+                f"Item {index} is an image {list(image.shape)} with a mask {list(mask.shape)}; "
+                f"expected [3, H, W] and [H, W], the same for all (the first of this batch: "
+                f"{list(images[0].shape)}). Resize or crop them in the data set."
+            )
+    return torch.stack(images), torch.stack(masks)
+
+
+def source(
+    model: Segmenter, data: Pairs, flip: bool, cache: bool | None, precision: Precision
+) -> Images | Features:
+    """Choose: `Features` for a frozen encoder (`cache=None`: up to 4 GB), else `Images`."""
+    frozen = is_frozen(model.encoder)
+    if cache and not frozen:
+        raise ValueError(
+            "cache=True needs a frozen encoder: maps of one that learns change with every step. "
+            "Use ResNet18Encoder(frozen=True), or cache=None."
+        )
+    if cache is False or not frozen:
+        return Images(data, precision)
+    needed = Features.memory(model, data, flip, precision)
+    kind = "images and their mirror images" if flip else "images"
+    what = f"the features of {len(data)} {kind}: {needed / 1e6:,.0f} MB"  # type: ignore[arg-type]
+    if cache is None and needed > CACHE_LIMIT:
+        print(f"Too large to cache are {what}. They are computed in every step.")
+        return Images(data, precision)
+    print(f"Caching {what}.")
+    return Features(model, data, flip, precision)
+
+
+def is_frozen(encoder: nn.Module) -> bool:
+    """Tell whether training leaves the encoder as it is: no gradients, and all parts in eval."""
+    before = [(part, part.training) for part in encoder.modules()]
+    encoder.train()
+    still = not any(part.training for part in encoder.modules())
+    for part, training in before:
+        part.training = training
+    return still and not any(p.requires_grad for p in encoder.parameters())
+
+
+def batches(
+    source: Images | Features, count: int, batch_size: int, flip: bool, seed: int, epoch: int
+) -> Iterator[Batch]:
+    """Yield one epoch: every image once, in an order drawn from (seed, epoch), half of it mirrored.
+
+    The draw does not depend on where the batches come from.
+    """
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(count, generator=generator)
+    mirrored = torch.rand(count, generator=generator) < 0.5 * flip
+    for chosen, sides in zip(order.split(batch_size), mirrored.split(batch_size), strict=True):
+        yield source.batch(chosen.tolist(), sides)
