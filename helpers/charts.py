@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from helpers.pictures import INK, PALETTE, PAPER, Picture, check_alt, new_figure, picture, style
@@ -135,12 +136,12 @@ def _standing(names: Collection[str], label: str) -> tuple[Figure, Axes]:
 
 
 def show_panels(
-    panels: Mapping[str, Mapping[str, ArrayLike]], *, x: Sequence[str], alt: str
+    panels: Mapping[str, Mapping[str, ArrayLike]], *, x: Sequence[Any], alt: str
 ) -> Picture:
     """Draw a few small charts side by side, each with the same lines over the same positions.
 
-    `panels` maps a panel's title to its lines, as in `show_curves`; `x` names the positions. Each
-    panel has a vertical axis of its own. Raises `ValueError` where panels have different lines.
+    `panels` maps a panel's title to its lines, as in `show_curves`; `x` names the positions, or
+    gives them as integers. Each panel has a vertical axis of its own. Raises `ValueError` where panels have different lines.
     """
     check_alt(alt)
     names = [list(curves) for curves in panels.values()]
@@ -161,6 +162,8 @@ def show_panels(
                 axes.plot(list(x), series.mean(0), color=color, linestyle=dash, label=name)
                 band = series.min(0), series.max(0)
                 axes.fill_between(list(x), *band, color=color, alpha=0.18, linewidth=0)
+            if not isinstance(x[0], str):
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         lines, labels = grid[0].get_legend_handles_labels()
         figure.legend(lines, labels, loc="lower center", ncols=len(labels), handlelength=2.6)
         return picture(figure, alt)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,29 @@ class History:
 
     def plot(self, alt: str = "Loss and mIoU of each epoch of the training.") -> Picture:
         """Draw both, side by side, over the epochs."""
-        epochs = [str(epoch + 1) for epoch in range(len(self.loss))]
-        panels = {"loss": {"loss": self.loss}, "mIoU (%)": {"mIoU": self.miou}}
-        panels = {title: lines for title, lines in panels.items() if any(lines.values())}
-        return charts.show_panels(panels, x=epochs, alt=alt)
+        return plot_histories({"training": self}, alt=alt)
+
+
+def plot_histories(histories: Mapping[str, History], *, alt: str) -> Picture:
+    """Draw loss and mIoU of several trainings of the same length, one line each."""
+    panels = {
+        "loss": {name: history.loss for name, history in histories.items()},
+        "mIoU, %": {name: history.miou for name, history in histories.items()},
+    }
+    panels = {title: lines for title, lines in panels.items() if all(lines.values())}
+    longest = max((len(history.loss) for history in histories.values()), default=0)
+    return charts.show_panels(panels, x=range(1, longest + 1), alt=alt)
+
+
+def budget(short: int, full: int) -> int:
+    """Return `full` on a GPU or where the environment says `BOOK_BUDGET=full`, else `short`.
+
+    For the number of epochs in a chapter: `short` ones are over in seconds on one CPU core.
+    """
+    wanted = os.environ.get("BOOK_BUDGET", "")
+    if wanted not in ("", "short", "full"):
+        raise ValueError(f"Unknown BOOK_BUDGET {wanted!r}: expected short or full.")
+    return full if wanted == "full" or (not wanted and torch.cuda.is_available()) else short
 
 
 def fit(
