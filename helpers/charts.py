@@ -141,7 +141,8 @@ def show_panels(
     """Draw a few small charts side by side, each with the same lines over the same positions.
 
     `panels` maps a panel's title to its lines, as in `show_curves`; `x` names the positions, or
-    gives them as integers. Each panel has a vertical axis of its own. Raises `ValueError` where panels have different lines.
+    gives them as integers. Each panel has a vertical axis of its own. Raises `ValueError` where
+    panels have different lines.
     """
     check_alt(alt)
     names = [list(curves) for curves in panels.values()]
@@ -166,6 +167,49 @@ def show_panels(
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         lines, labels = grid[0].get_legend_handles_labels()
         figure.legend(lines, labels, loc="lower center", ncols=len(labels), handlelength=2.6)
+        return picture(figure, alt)
+
+
+def show_matrix(
+    values: ArrayLike,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    label: str,
+    *,
+    alt: str,
+    digits: int = 0,
+) -> Picture:
+    """Draw numbers `[rows, columns]` as coloured cells with the number inside.
+
+    Above zero cells are red, below zero blue, the more the further away; `label` says what the
+    numbers are. Raises `ValueError` where there are not as many names as rows and columns.
+    """
+    check_alt(alt)
+    array = np.asarray(values, dtype=float)
+    if array.shape != (len(rows), len(columns)):
+        raise ValueError(
+            f"Expected values [{len(rows)}, {len(columns)}] for these names, got "
+            f"{list(array.shape)}."
+        )
+    most = max(float(np.nanmax(np.abs(array))), 1e-12)
+    with style():
+        height = 0.62 + 0.34 * len(rows)
+        figure = new_figure(height)
+        left = 0.03 + 0.0137 * max(map(len, rows))
+        axes = figure.add_axes((left, 0.06 / height, 0.97 - left, 1 - 0.62 / height))
+        axes.imshow(array, cmap="RdBu_r", vmin=-1.3 * most, vmax=1.3 * most, aspect="auto")
+        axes.set_xticks(range(len(columns)), list(columns))
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.xaxis.tick_top()
+        axes.xaxis.set_label_position("top")
+        axes.set_xlabel(label)
+        axes.tick_params(length=0)
+        axes.grid(visible=False)
+        for (row, column), value in np.ndenumerate(array):
+            strong = abs(value) > 0.75 * most
+            color, weight = (PAPER, "bold") if strong else (INK, "normal")
+            text = f"{value:.{digits}f}".replace("-", "−")
+            axes.text(column, row, text, ha="center", va="center", color=color, fontweight=weight)
         return picture(figure, alt)
 
 

@@ -18,7 +18,7 @@ from skimage.color import lab2rgb
 from skimage.segmentation import find_boundaries
 from torch import Tensor
 
-from helpers.charts import show_bars, show_curves, show_panels
+from helpers.charts import show_bars, show_curves, show_matrix, show_panels
 from helpers.diagram import Diagram, pyramid_diagram
 from helpers.encoder import Pyramid
 from helpers.flipbook import Flipbook, flipbook
@@ -64,6 +64,8 @@ __all__ = [
     "show_features_as_color",
     "show_heatmaps",
     "show_images",
+    "show_masks",
+    "show_matrix",
     "show_panels",
     "show_scenes",
     "style",
@@ -120,23 +122,43 @@ def show_scenes(
     `images` as in `show_images`; `masks` and `predictions` are class indices `[H, W]`, one for
     each image, all of one size. `colors` gives each class its name and colour, by index.
     """
-    check_alt(alt)
     arrays = [as_image(image) for image in one_by_one(images, "images")]
-    rows = [
-        ("image", arrays),
-        ("mask", [colorize(mask, colors) for mask in one_by_one(masks, "masks")]),
-    ]
+    rows = {"image": arrays, "mask": _colored(masks, "masks", colors)}
     if predictions is not None:
-        found = [colorize(mask, colors) for mask in one_by_one(predictions, "predictions")]
-        rows.append(("prediction", found))
-    for name, row in rows:
-        _same_length(name + "s", row, arrays)
-    height, width = arrays[0].shape[:2]
+        rows["prediction"] = _colored(predictions, "predictions", colors)
+    return _show_rows(rows, colors, alt)
+
+
+def show_masks(
+    rows: Mapping[str, Sequence[Any] | Tensor],
+    *,
+    alt: str,
+    colors: Mapping[str, str] = CLASS_COLORS,
+) -> Picture:
+    """Show rows of masks under each other, one name a row, as many masks in each.
+
+    Masks are class indices `[H, W]`, all of one size; `colors` as in `show_scenes`.
+    """
+    return _show_rows(
+        {name: _colored(row, name, colors) for name, row in rows.items()}, colors, alt
+    )
+
+
+def _colored(masks: Any, what: str, colors: Mapping[str, str]) -> list[NDArray]:
+    return [colorize(mask, colors) for mask in one_by_one(masks, what)]
+
+
+def _show_rows(rows: Mapping[str, list[NDArray]], colors: Mapping[str, str], alt: str) -> Picture:
+    check_alt(alt)
+    first = next(iter(rows.values()))
+    for name, row in rows.items():
+        _same_length(name + "s", row, first)
+    height, width = first[0].shape[:2]
     with style():
         figure, grid = image_grid(
-            len(rows), len(arrays), height / width, left=0.24, foot=LEGEND, gap=0.07, widest=2.0
+            len(rows), len(first), height / width, left=0.24, foot=LEGEND, gap=0.07, widest=2.0
         )
-        for axes_row, (name, row) in zip(grid, rows, strict=True):
+        for axes_row, (name, row) in zip(grid, rows.items(), strict=True):
             _beside(axes_row[0], name)
             for axes, array in zip(axes_row, row, strict=True):
                 put(axes, array)
