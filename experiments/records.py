@@ -24,7 +24,8 @@ def code_hash(path: str) -> str:
     """Return a hash of a module's syntax tree: comments, docstrings and layout do not count.
 
     `path` is relative to the repository. `path::Name` takes only that definition, and what it
-    uses of its own module, so that its neighbours may change.
+    uses of its own module, so that its neighbours may change. Raises `LookupError` where there is
+    no such definition and `FileNotFoundError` where there is no such module.
     """
     file, _, name = path.partition("::")
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
@@ -39,26 +40,35 @@ def code_hash(path: str) -> str:
 
 def _used_by(name: str, tree: ast.Module) -> list[ast.stmt]:
     """Return the top-level statements that define `name` and, in turn, what they mention."""
-    defined: dict[str, ast.stmt] = {}
+    defined: dict[str, list[ast.stmt]] = {}
     for statement in tree.body:
-        match statement:
-            case ast.FunctionDef() | ast.ClassDef():
-                defined[statement.name] = statement
-            case ast.Assign(targets=targets):
-                names = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
-                defined |= dict.fromkeys(names, statement)
-            case ast.AnnAssign(target=ast.Name(id=target)):
-                defined[target] = statement
+        for each in _defines(statement):
+            defined.setdefault(each, []).append(statement)
     if name not in defined:
-        return []  # gone: another hash than ever
-    found, waiting = [], [name]
+        raise LookupError(f"There is no {name} at the top level of the module.")
+    found: list[ast.stmt] = []
+    waiting = [*defined[name]]
     while waiting:
-        statement = defined[waiting.pop()]
+        statement = waiting.pop()
         if statement not in found:
             found.append(statement)
             used = [n.id for n in ast.walk(statement) if isinstance(n, ast.Name)]
-            waiting += [each for each in used if each in defined]
+            waiting += [other for each in used for other in defined.get(each, ())]
     return [statement for statement in tree.body if statement in found]
+
+
+def _defines(node: ast.AST) -> set[str]:
+    """Return the names that a top-level statement binds or, as in `table[key] = 1`, changes."""
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return {node.name}
+        case ast.Assign(targets=targets):
+            return {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
+        case ast.AnnAssign(target=ast.Name(id=name)) | ast.AugAssign(target=ast.Name(id=name)):
+            return {name}
+        case ast.If() | ast.For() | ast.While() | ast.With() | ast.Try() | ast.ExceptHandler():
+            return {name for part in ast.iter_child_nodes(node) for name in _defines(part)}
+    return set()
 
 
 def _written(node: object) -> str:
@@ -99,8 +109,15 @@ def provenance(*sources: str, versions: Iterable[str] = ("weights", "scenes")) -
 def stale(record: Record) -> list[str]:
     """Return what has changed since the record was written: names of code and of `VERSIONS`."""
     then = record["provenance"]
-    changed = [path for path, old in then["code"].items() if code_hash(path) != old]
+    changed = [path for path, old in then["code"].items() if _hash_now(path) != old]
     return changed + [k for k, now in VERSIONS.items() if then.get(k, now) != now]
+
+
+def _hash_now(path: str) -> str | None:
+    try:
+        return code_hash(path)
+    except (FileNotFoundError, LookupError):
+        return None  # it is gone
 
 
 def is_done(name: str, **key: object) -> bool:

@@ -27,6 +27,7 @@ WIDTH = 6.4  # inches
 CSS_DPI = 100  # a figure of 6.4 inches is shown 640 CSS pixels wide …
 PNG_DPI = 200  # … and stored with twice as many, for sharp screens
 MARGIN = 0.12  # inches
+LEGEND_ROW = 0.2  # inches that each row of class names after the first takes
 
 PAPER = "#faf8f4"
 INK = "#22304a"
@@ -303,15 +304,22 @@ def put(axes: Axes, image: NDArray, title: str | None = None, **keywords: Any) -
 
 
 def class_legend(figure: Figure, colors: Mapping[str, str]) -> None:
-    """Write the class names with their colours along the bottom of the figure."""
+    """Write the class names with their colours along the bottom of the figure.
+
+    One row, of up to 7, goes below the axes where they leave `foot` free; the figure grows by
+    what more rows take.
+    """
     patches = [
         Patch(facecolor=color, edgecolor=MUTED, linewidth=0.6, label=name)
         for name, color in colors.items()
     ]
+    rows = -(-len(patches) // 7)
+    if rows > 1:
+        _add_below(figure, (rows - 1) * LEGEND_ROW)
     figure.legend(
         handles=patches,
         loc="lower center",
-        ncols=min(len(patches), 7),
+        ncols=-(-len(patches) // rows),
         bbox_to_anchor=(0.5, 0.0),
         handlelength=0.9,
         handleheight=0.9,
@@ -319,6 +327,16 @@ def class_legend(figure: Figure, colors: Mapping[str, str]) -> None:
         columnspacing=0.9,
         fontsize=9.5,
     )
+
+
+def _add_below(figure: Figure, inches: float) -> None:
+    """Make the figure taller at its bottom; its axes keep their size and distance to the top."""
+    width, height = figure.get_size_inches()
+    share = height / (height + inches)
+    figure.set_size_inches(width, height + inches)
+    for axes in figure.axes:
+        x, y, w, h = axes.get_position().bounds
+        axes.set_position((x, 1 - (1 - y) * share, w, h * share))
 
 
 def shape_text(shape: Sequence[int] | torch.Size) -> str:

@@ -279,6 +279,35 @@ def test_a_mask_is_drawn_in_the_colours_of_its_classes() -> None:
         assert share(first_only, color) < 0.005 < 0.015 < share(all_classes, color)
 
 
+def bands(picture: Picture) -> list[tuple[int, int]]:
+    """The rows of pixels, first and last, between which something other than paper is seen."""
+    paper = 255 * np.array(matplotlib.colors.to_rgb(PAPER))
+    drawn = (np.abs(pixels(picture) - paper).max(-1) > 40).any(1)
+    edges = np.flatnonzero(np.diff(drawn, prepend=False, append=False))
+    return list(zip(edges[::2], edges[1::2] - 1, strict=True))
+
+
+@pytest.mark.parametrize(("classes", "rows"), [(5, 1), (7, 1), (8, 2), (12, 2), (19, 3)])
+def test_a_legend_has_room_for_all_its_rows(classes: int, rows: int) -> None:
+    image = np.full((3, 30, 40), 0.2, np.float32)
+    mask = np.zeros((30, 40), int)
+    names = {f"class {k}": matplotlib.colors.to_hex(color) for k, color in enumerate(SPREAD)}
+    one_row, colors = (dict(itertools.islice(names.items(), n)) for n in (7, classes))
+    usual = plotting.show_scenes([image] * 4, [mask] * 4, alt=ALT, colors=one_row)
+    drawn = plotting.show_scenes([image] * 4, [mask] * 4, alt=ALT, colors=colors)
+    found, before = bands(drawn), bands(usual)
+    assert len(found) == 2 + rows  # pictures, masks, and each row of names, all apart
+    assert found[:2] == before[:2]
+    gaps = [top - bottom for (_, bottom), (top, _) in itertools.pairwise(found)]
+    assert gaps[1] == pytest.approx(before[2][0] - before[1][1], abs=2)
+    assert all(gap >= 5 for gap in gaps[2:])
+    below = [len(pixels(each)) - bands(each)[-1][1] for each in (drawn, usual)]
+    assert below[0] == pytest.approx(below[1], abs=1)
+
+
+SPREAD = np.stack([np.linspace(0, 0.5, 19), np.linspace(0.6, 0, 19), np.full(19, 0.4)], 1)
+
+
 def test_numbers_of_images_titles_and_masks_must_agree(image, mask) -> None:
     with pytest.raises(ValueError, match="as many titles as images, 2, got 1"):
         plotting.show_images([image, image], ["one"], alt=ALT)

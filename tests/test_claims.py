@@ -1,0 +1,389 @@
+"""A chapter's trials: planned, run once, gone on with, shared; and no photograph is stored."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from filelock import FileLock
+from PIL import Image
+
+from experiments import caching, claims, records, streets, trials, unet
+from helpers import camvid, scenes
+from helpers import records as stored
+
+REPOSITORY = records.ROOT
+SIDE = (48, 64)
+NAMES = ("U-Net", "adding")
+
+
+def pairs(count: int, first: int, classes: int = 7) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Vertical bands, a class each, of one grey each, and some noise."""
+    generator = torch.Generator().manual_seed(first)
+    bands = torch.arange(SIDE[1]) * classes // SIDE[1]
+    masks = [bands.roll(7 * i + first).expand(SIDE) for i in range(count)]
+    noise = [0.1 * torch.rand(3, *SIDE, generator=generator) for _ in masks]
+    return [((m / classes * 0.9 + n), m.contiguous()) for m, n in zip(masks, noise, strict=True)]
+
+
+def streets_like(count: int, first: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return pairs(count, first, 12)  # the last of them is not to be counted
+
+
+def use(root: Path, patch: pytest.MonkeyPatch) -> None:
+    """From here on nothing is read from or written to the repository: `root` has a copy."""
+    patch.setattr(records, "ROOT", root)
+    patch.setattr(trials, "ROOT", root)
+    patch.setattr(stored, "PLACES", (root / "results",))
+    patch.setattr(trials, "SHOWN", (0, 2))
+    patch.setitem(claims.CHAPTERS, "unet", {n: trials.Trial(BUILDERS[n], None) for n in NAMES})
+    tiny = dict(train=(4, 0), report=(3, 9), epochs=2, batch_size=2)
+    for name, data in (("scenes", pairs), ("streets", streets_like)):
+        setting = replace(trials.SETTINGS[name], data=data, **tiny)
+        patch.setitem(trials.SETTINGS, name, setting)
+    trials.data.cache_clear()
+
+
+BUILDERS = {"U-Net": unet.unet, "adding": unet.adding}
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A small repository: the code that trials are made of, no records yet, tiny data."""
+    for folder in ("experiments", "helpers"):
+        ignore = shutil.ignore_patterns("weights", "__pycache__")
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder, ignore=ignore)
+    monkeypatch.delenv("BOOK_WEIGHTS", raising=False)
+    use(tmp_path, monkeypatch)
+    yield tmp_path
+    trials.data.cache_clear()
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Runs no trial, but writes its record; lists what was run."""
+    done = []
+
+    def run(slug, data, what, trial, seed):
+        done.append((data, what, seed))
+        record = {"data": data, "what": what, "seed": seed, "miou": 50.0, "seconds": 90.0}
+        source = "helpers/bridges/unet.py::" + {"U-Net": "UpBlock", "adding": "AddBlock"}[what]
+        record["provenance"] = records.provenance(source, versions=["training"])
+        records.append(slug, record, key=("data", "what", "seed"))
+        return record
+
+    monkeypatch.setattr(claims, "run", run)
+    return done
+
+
+ALL = [(data, what, seed) for seed in range(3) for data in trials.SETTINGS for what in NAMES]
+
+
+# Which trials are run
+
+
+def test_a_second_start_runs_nothing(root, started):
+    claims.main(["unet"])
+    assert started == ALL
+    claims.main(["unet"])
+    assert started == ALL
+
+
+def test_some_may_be_chosen(root, started):
+    claims.main(["unet", "--on", "scenes", "--only", "adding", "--seeds", "2"])
+    assert started == [("scenes", "adding", 0), ("scenes", "adding", 1)]
+    claims.main(["unet", "--on", "scenes", "--seeds", "2"])
+    assert started[2:] == [("scenes", "U-Net", 0), ("scenes", "U-Net", 1)]
+
+
+def test_a_stale_record_is_run_again(root, started):
+    claims.main(["unet", "--seeds", "1"])
+    started.clear()
+    module = root / "helpers" / "bridges" / "unet.py"
+    code = module.read_text(encoding="utf-8")
+    assert code.count("x = x + self.project(skip)") == 1  # AddBlock's
+    module.write_text(code.replace("x = x + self.project", "x = x - self.project"), "utf-8")
+    claims.main(["unet", "--seeds", "1"])
+    assert started == [("scenes", "adding", 0), ("streets", "adding", 0)]
+    assert len(stored.load("unet")) == 4
+
+
+def test_streets_are_claims_on_streets(root, started, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["streets", "unet", "--seeds", "1"])
+    namespace = {"__name__": "__main__"}
+    exec(compile(Path(streets.__file__).read_text("utf-8"), "streets", "exec"), namespace)
+    assert started == [("streets", what, 0) for what in NAMES]
+
+
+def test_an_unknown_trial_or_chapter_names_those_that_there_are(root, started, capsys):
+    with pytest.raises(SystemExit):
+        claims.main(["unet", "--only", "U-Net", "adding twice"])
+    said = capsys.readouterr().err
+    assert "adding twice" in said and all(f"'{name}'" in said for name in NAMES)
+    with pytest.raises(SystemExit):
+        claims.main(["vnet"])
+    assert "unet" in capsys.readouterr().err.rsplit("vnet", 1)[1]
+    assert started == []
+
+
+def test_another_encoder_is_refused(root, started, capsys, monkeypatch):
+    monkeypatch.setenv("BOOK_WEIGHTS", "random")
+    with pytest.raises(SystemExit):
+        claims.main(["unet"])
+    assert "unset it" in capsys.readouterr().err
+    assert started == []
+
+
+# The plan
+
+
+def test_a_plan_runs_nothing_and_says_how_long(root, started, capsys):
+    claims.main(["unet", "--on", "scenes", "--plan"])
+    said = capsys.readouterr().out
+    assert len(re.findall(r"^scenes .* \?$", said, re.M)) == 6
+    assert "6 trials are missing" in said and "6 of unknown length" in said
+    assert started == [] and not (root / "results").exists()
+
+    claims.main(["unet", "--on", "scenes", "--only", "U-Net", "--seeds", "1"])  # 90 s
+    claims.main(["unet", "--plan", "--only", "U-Net"])
+    lines = capsys.readouterr().out.splitlines()[1:]
+    found = [(line.split()[0], line.split("  ")[-1]) for line in lines[:-1]]
+    on_streets, on_scenes = ("streets", "?"), ("scenes", "1.5 min")
+    assert found == [on_streets, on_scenes, on_streets, on_scenes, on_streets]
+    assert "5 trials are missing: about 3 min, and 3 of unknown length" in lines[-1]
+    assert len(started) == 1
+
+
+def test_a_plan_guesses_from_trials_with_the_same_encoder(root, started, capsys, monkeypatch):
+    tuned = trials.Trial(unet.unet, weights=None, frozen=False)
+    monkeypatch.setitem(claims.CHAPTERS["unet"], "U-Net, from scratch", tuned)
+    claims.main(["unet", "--on", "scenes", "--only", "adding", "--seeds", "1"])
+    claims.main(["unet", "--on", "scenes", "--seeds", "1", "--plan"])
+    said = capsys.readouterr().out
+    assert re.search(r"scenes +U-Net +seed 0 +1\.5 min", said)
+    assert re.search(r"scenes +U-Net, from scratch +seed 0 +\?", said)
+
+
+# Two processes
+
+SHARES = """
+import sys
+import time
+from pathlib import Path
+
+from experiments import claims, records
+from helpers import records as stored
+
+root = Path(sys.argv[1])
+records.ROOT, stored.PLACES = root, (root / "results",)
+claims.CHAPTERS["unet"] = {"U-Net": None, "adding": None}
+
+
+def run(slug, data, what, trial, seed):
+    with open(root / "log", "a") as log:
+        log.write(f"{sys.argv[2]} {data} {what} {seed}\\n")
+    time.sleep(0.1)
+    record = {"data": data, "what": what, "seed": seed, "miou": 50.0, "seconds": 1.0}
+    record["provenance"] = records.provenance(versions=[])
+    records.append(slug, record, key=("data", "what", "seed"))
+    return record
+
+
+def start():
+    claims.run = run
+    claims.main(["unet"])
+"""
+
+
+def test_two_processes_share_the_trials(root, monkeypatch):
+    ready = 'Path(root, "ready").touch()\nwhile not Path(root, "go").exists(): time.sleep(0.001)\n'
+    command = [sys.executable, "-c", SHARES + ready + "start()", str(root), "other"]
+    monkeypatch.setattr(sys, "argv", ["", str(root), "this"])
+    namespace: dict = {}
+    monkeypatch.setattr(claims, "run", claims.run)
+    exec(SHARES, namespace)
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL) as other:
+        while not (root / "ready").exists():
+            assert other.poll() is None
+            time.sleep(0.01)
+        (root / "go").touch()
+        namespace["start"]()
+    assert other.returncode == 0
+    log = [line.split(" ", 1) for line in (root / "log").read_text().splitlines()]
+    assert sorted(task for _, task in log) == sorted(f"{d} {w} {s}" for d, w, s in ALL)
+    assert {who for who, _ in log} == {"this", "other"}
+    assert len(stored.load("unet")) == len(ALL)
+
+
+def test_a_trial_that_another_process_runs_is_left_to_it(root, started):
+    with FileLock(root / ".cache" / "locks" / "unet scenes U-Net 0.lock"):
+        claims.main(["unet", "--on", "scenes", "--seeds", "1"])
+    assert started == [("scenes", "adding", 0)]
+    claims.main(["unet", "--on", "scenes", "--seeds", "1"])
+    assert started == [("scenes", "adding", 0), ("scenes", "U-Net", 0)]
+
+
+# What a trial writes
+
+
+@pytest.fixture
+def record(root):
+    claims.main(["unet", "--on", "streets", "--only", "U-Net", "--seeds", "1"])
+    (record,) = stored.load("unet")
+    return record
+
+
+def test_a_record_says_what_was_measured_and_what_it_rests_on(record, root):
+    assert (record["data"], record["what"], record["seed"]) == ("streets", "U-Net", 0)
+    for name in ("iou", "boundary_iou"):
+        assert tuple(record[name]) == camvid.CLASSES
+    assert record["miou"] == pytest.approx(np.nanmean(list(record["iou"].values())), abs=0.01)
+    for name in ("miou", "boundary_miou", "accuracy"):
+        assert 0 <= record[name] <= 100
+    assert len(record["loss"]) == 2 and all(map(math.isfinite, record["loss"]))
+    assert (record["images"], record["reported"]) == (4, 3)
+    assert record["setting"]["epochs"] == 2 and record["setting"]["ignore_index"] == camvid.IGNORE
+    decoder = unet.unet(trials.ResNet18Encoder(None), len(camvid.CLASSES))
+    assert record["parameters"] == sum(p.numel() for p in decoder.parameters())
+    assert record["macs"] > 0 and record["seconds"] > 0
+    assert record["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert record["command"] == "python -m experiments.claims unet --on streets"
+    provenance = record["provenance"]
+    assert {"experiments/unet.py::unet", "helpers/bridges/unet.py::UpBlock"} < set(
+        provenance["code"]
+    )
+    assert provenance["camvid"] == camvid.VERSION and "training" in provenance
+    assert "scenes" not in provenance and "weights" not in provenance  # random ones
+    assert records.stale(record) == []
+    assert str(root) not in json.dumps(record)
+
+
+def test_its_pictures_hold_classes_and_nothing_of_the_images(record, root):
+    pictures = sorted((root / "results" / "unet").iterdir())
+    assert [path.name for path in pictures] == ["u-net_0.png", "u-net_2.png"]
+    for path in pictures:
+        classes = stored.picture("unet", path.stem)
+        assert classes.shape == SIDE and classes.max() < len(camvid.CLASSES)
+        with Image.open(path) as image:
+            assert image.mode == "P" and not image.text
+            shown = np.asarray(image.convert("RGB"))
+        colors = np.array([list(bytes.fromhex(c[1:])) for c in camvid.PALETTE.values()])
+        assert np.array_equal(shown, colors[classes])
+    assert not list((root / ".cache" / "trials").iterdir())
+
+
+def test_only_the_first_seed_on_streets_is_drawn(root):
+    claims.main(["unet", "--on", "scenes", "--only", "U-Net", "--seeds", "1"])
+    trials.run("unet", "streets", "U-Net", claims.CHAPTERS["unet"]["U-Net"], seed=1)
+    assert not (root / "results" / "unet").exists()
+
+
+def test_an_interrupted_trial_goes_on(root, monkeypatch):
+    epochs = []
+    whole = trials.fit
+
+    def interrupted(*given, **keywords):
+        def stop(epoch):
+            epochs.append(epoch)
+            raise KeyboardInterrupt
+
+        return whole(*given, **keywords, after_epoch=stop)
+
+    command = ["unet", "--on", "scenes", "--only", "U-Net", "--seeds", "1"]
+    monkeypatch.setattr(trials, "fit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        claims.main(command)
+    assert [path.name for path in (root / ".cache" / "trials").iterdir()] == [
+        "unet scenes U-Net 0.safetensors"
+    ]
+    assert not (root / "results").exists()
+
+    def counted(*given, **keywords):
+        return whole(*given, **keywords, after_epoch=epochs.append)
+
+    monkeypatch.setattr(trials, "fit", counted)
+    claims.main(command)
+    assert epochs == [1, 2]
+    (resumed,) = stored.load("unet")
+    (root / "results" / "unet.json").unlink()
+    claims.main(command)
+    assert epochs == [1, 2, 1, 2]
+    (uninterrupted,) = stored.load("unet")
+    for name in ("loss", "miou", "iou", "boundary_iou"):
+        assert resumed[name] == pytest.approx(uninterrupted[name], nan_ok=True)
+
+
+# With cached features
+
+
+def test_what_is_predicted_follows_from_the_macs():
+    record = caching.measure("U-Net, a quarter as wide", count=8, repeats=3)
+    # Convolutions, by hand: k² · in · out · positions; at 128 × 128 c1 has 64² positions.
+    stages = [(512 + 256, 32, 8), (32 + 128, 16, 16), (16 + 64, 12, 32), (12 + 64, 8, 64)]
+    decoder = sum(9 * a * b * side**2 for a, b, side in stages) + 8 * 7 * 64**2
+    assert record["decoder_macs"] == decoder
+    # ResNet-18 takes 1.814 GMACs at 224 × 224, 0.5 M of them in the classifier.
+    encoder = record["encoder_macs"]
+    assert encoder == pytest.approx(1.8135e9 * (128 / 224) ** 2, rel=0.01)
+    assert record["predicted"] == pytest.approx(1 + encoder / (3 * decoder), abs=1e-3)
+    work = record["step_macs"]
+    assert work["uncached"] - work["cached"] == encoder
+    assert 2 * decoder < work["cached"] < 3 * decoder  # c5 and the skips need no gradient
+    assert record["counted"] == pytest.approx(work["uncached"] / work["cached"], abs=1e-3)
+    assert 1 < record["lower"] <= record["ratio"] <= record["upper"]
+    assert (record["side"], record["repeats"]) == (scenes.SIZE, 3)
+    assert records.stale(record) == []
+
+
+# The repository
+
+
+def faults(path: Path) -> list[str]:
+    """Return why a file should not lie under `results/`: it may show a photograph."""
+    if path.suffix != ".png":
+        return ["no PNG"]
+    with Image.open(path) as image:
+        found = [] if image.mode == "P" else [f"mode {image.mode}, not indexed"]
+        found += [] if image.size == camvid.SIZE[::-1] else [f"size {image.size}"]
+        colors = image.convert("RGB").getcolors(12)
+        found += ["more than 12 colours"] if colors is None else []
+    return found + (["more than 10 kB"] if path.stat().st_size > 10_000 else [])
+
+
+def test_no_stored_picture_is_a_photograph():
+    files = [path for path in (REPOSITORY / "results").rglob("*") if path.is_file()]
+    pictures = [path for path in files if path.suffix not in (".json", ".part")]
+    assert {path.name: wrong for path in pictures if (wrong := faults(path))} == {}
+
+
+def test_a_photograph_would_be_found(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (*camvid.SIZE, 3), dtype=np.uint8)
+    photograph = Image.fromarray(noise)
+    bands = Image.fromarray(np.repeat(np.arange(12, dtype=np.uint8), 15)[:, None].repeat(240, 1))
+    for name, image, expected in (
+        ("a.png", photograph, "mode RGB"),
+        ("b.png", photograph.quantize(64), "12 colours"),
+        ("c.png", photograph.quantize(12).resize((480, 360)), "size"),
+        ("d.png", photograph.quantize(12), "10 kB"),
+        ("e.jpg", photograph, "no PNG"),
+    ):
+        image.save(tmp_path / name)
+        assert any(expected in fault for fault in faults(tmp_path / name)), name
+    bands.convert("P").save(tmp_path / "f.png")
+    assert faults(tmp_path / "f.png") == []
+
+
+@pytest.mark.parametrize("slug", claims.CHAPTERS)
+def test_every_trial_that_a_record_names_still_exists(slug):
+    named = {(record["data"], record["what"]) for record in stored.load(slug)}
+    assert named <= {(data, what) for data in trials.SETTINGS for what in claims.CHAPTERS[slug]}
