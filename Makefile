@@ -49,8 +49,8 @@ test: $(INSTALLED) ## check everything: style, types, sync, tests, every noteboo
 	test -n "$$BOOK_CHROMIUM" \
 		|| echo "!!! THE BROWSER TESTS WERE SKIPPED: no Chromium could be had !!!"
 
-# Two at a time, each in one thread; what is in one file, or in one notebook, stays together.
-TEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PY) -m pytest -q -rs -n 2 --dist loadscope
+# Two at a time, each in one thread, without progress bars; what is in one file, or in one notebook, stays together.
+TEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TQDM_DISABLE=1 $(PY) -m pytest -q -rs -n 2 --dist loadscope
 
 notebooks: sync ## run all chapters again and store their outputs (one: CHAPTERS=01_encoder)
 	@$(PY) -m tools.run_notebooks $(CHAPTERS)

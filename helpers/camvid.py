@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm.auto import tqdm
+
+from helpers.progress import tqdm
 
 PALETTE = {
     "sky": "#649bc0",

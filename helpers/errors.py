@@ -158,6 +158,82 @@ torch.cat([up, pyramid.c3], dim=1)
 """,
     ),
     Row(
+        slug="mask-size",
+        pattern=(
+            r"(?:size mismatch \(got input: \[[\d, ]+\] ?, target: \[[\d, ]+\]"
+            r"|input and target batch or spatial sizes don't match)"
+        ),
+        title="The logits are not as large as the mask",
+        numbers="",
+        cause=(
+            "Cross-entropy compares logits `[B, classes, H, W]` with a mask `[B, H, W]` pixel by "
+            "pixel. A decoder that ends on the grid of c1 has half the image's height and width, "
+            "one that ends on c2 a quarter."
+        ),
+        cure=(
+            "Enlarge the logits to the mask's size, before the loss and before `argmax`. Shrinking "
+            "the mask instead deletes what is thinner than the stride."
+        ),
+        chapter=Chapter("05", "unet", "my masks are blobs"),
+        example="""\
+import torch
+import torch.nn.functional as F
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+masks = torch.zeros(2, 64, 96, dtype=torch.long)
+logits = nn.Conv2d(64, 7, 1)(encoder(torch.rand(2, 3, 64, 96)).c1)
+F.cross_entropy(logits, masks)
+""",
+        fixed="""\
+import torch
+import torch.nn.functional as F
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+masks = torch.zeros(2, 64, 96, dtype=torch.long)
+logits = nn.Conv2d(64, 7, 1)(encoder(torch.rand(2, 3, 64, 96)).c1)
+enlarged = F.interpolate(logits, size=masks.shape[-2:], mode="bilinear")
+F.cross_entropy(enlarged, masks)
+""",
+    ),
+    Row(
+        slug="mask-rank",
+        pattern=(
+            r"only batches of spatial targets supported"
+            r"(?: \(3D tensors\) but got targets of dimension: (\d+))?"
+        ),
+        title="The mask has a channel dimension",
+        numbers="the mask has {1} dimensions; 3 are expected.",
+        cause=(
+            "Cross-entropy wants the index of the class at every pixel, `[B, H, W]`. A mask that "
+            "was read as an image has a channel more, `[B, 1, H, W]`."
+        ),
+        cure=(
+            "Drop the channel with `masks[:, 0]`. A mask with one channel for each class becomes "
+            "indices with `masks.argmax(1)`."
+        ),
+        chapter=Chapter("05", "unet", "my masks are blobs"),
+        example="""\
+import torch
+import torch.nn.functional as F
+
+logits = torch.rand(2, 7, 64, 96)
+masks = torch.zeros(2, 1, 64, 96, dtype=torch.long)
+F.cross_entropy(logits, masks)
+""",
+        fixed="""\
+import torch
+import torch.nn.functional as F
+
+logits = torch.rand(2, 7, 64, 96)
+masks = torch.zeros(2, 1, 64, 96, dtype=torch.long)
+F.cross_entropy(logits, masks[:, 0])
+""",
+    ),
+    Row(
         slug="conv-channels",
         pattern=(
             r"Given (?:groups|transposed)=\d+, weight of size"

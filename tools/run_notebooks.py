@@ -36,7 +36,7 @@ def main(names: Sequence[str], root: Path = ROOT) -> None:
     chosen = [Path(name).stem for name in names] or known
     if unknown := set(chosen) - set(known):
         sys.exit(f"No such chapter: {', '.join(sorted(unknown))}. There are: {', '.join(known)}")
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     for name in chosen:
         start = time.monotonic()
         print(f"{name} …", end=" ", flush=True)

@@ -1,0 +1,866 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 05 · My masks are blobs
+#
+# The network finds every object, the loss goes down, and the masks look as if somebody had breathed
+# on the lens: no corners, no thin parts. Nothing is broken. The decoder was only given `c5`, and
+# `c5` does not know where an outline runs. The cure
+# takes one more line: hand over the earlier maps, too.
+
+# %% tags=["setup", "hide-input", "nbval-ignore-output"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
+import os
+import sys
+from importlib.util import find_spec
+from subprocess import check_call
+
+if os.path.isdir("../helpers"):  # this notebook lies in a clone of the book
+    sys.path.insert(0, os.path.abspath(".."))
+elif not find_spec("helpers"):
+    url = "https://github.com/your-name/decoder-book"
+    url = os.environ.get("BOOK_REPOSITORY", url)
+    check_call([sys.executable, "-m", "pip", "install", "-q", f"git+{url}"])
+import torch
+
+cpu = f"the CPU, threads: {torch.get_num_threads()}"
+if "google.colab" in sys.modules:
+    cpu += ". For a GPU: Runtime → Change runtime type"
+gpu = torch.cuda.is_available()
+device = torch.cuda.get_device_name() if gpu else cpu
+print(f"torch {torch.__version__} on {device}")
+
+# %% [markdown]
+# ## What you will see
+#
+# - why a mask decoded from `c5` alone *must* be blobby, before any training;
+# - a U-Net decoder as it is often posted, and its three faults: half resolution, sizes, no activation;
+# - the decoder that works at any size, built from one block;
+# - two trainings on this machine, while you wait: `c5` alone against all five maps;
+# - what each skip connection is worth, class by class, on drawn scenes and on real streets.
+
+# %%
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from helpers import camvid, plotting, records, scenes
+from helpers.encoder import (
+    OUT_CHANNELS,
+    Pyramid,
+    ResNet18Encoder,
+    Segmenter,
+    normalize,
+)
+from helpers.errors import explaining
+from helpers.inspection import count_macs, count_parameters, pyramid_levels, shapes
+from helpers.metrics import SegmentationLoss, class_weights
+from helpers.training import budget, evaluate, fit, plot_histories, predict
+
+# %% [markdown]
+# ## The problem as a picture
+#
+# Take a *perfect* mask and let each position of a map keep only one class, the one that covers most
+# of its square. That is all that a decoder can draw if it decides once per position. No network has
+# run yet: this is geometry.
+
+# %%
+image, mask = scenes.batch([5_000])
+classes = len(scenes.CLASSES)
+
+
+def as_kept_by(stride):
+    """The mask [H, W] if each square of stride × stride pixels had one class."""
+    shares = F.avg_pool2d(F.one_hot(mask, classes).movedim(-1, 1).float(), stride)
+    return F.interpolate(shares.argmax(1)[None].float(), scale_factor=stride)[0, 0]
+
+
+kept = {f"c{k}: stride {2**k}": as_kept_by(2**k).long() for k in (5, 4, 3, 2, 1)}
+plotting.show_images(
+    [image[0], *(plotting.colorize(each) for each in kept.values())],
+    titles=["image", *kept],
+    columns=3,
+    alt="A scene, then its mask with one class per position of c5, c4, c3, c2, c1.",
+)
+
+# %% [markdown]
+# At stride 32 a 128-pixel image has sixteen squares. Whatever is smaller than a square is gone, and
+# what is left has the outline of squares. A decoder may read more than one class out of the 512
+# numbers at a position, so this is no hard limit. But it is the direction in which everything pulls.
+#
+# The outlines still exist, in `c1` and `c2`. Those maps know *where* an edge is, but not *of what*;
+# `c5` knows what, but not where. Chapter 01 measured both. A **skip connection** carries a map past the
+# deeper layers, straight to the decoder.
+#
+# > **Not to be confused with** the residual connections *inside* a ResNet. Those add a block's input to
+# > its output, and stay in the encoder. Skips leave it, towards the decoder.
+#
+# ## The shapes
+#
+# A decoder climbs from `c5` to `c1` and meets a skip at every step. Here are the grids it passes, for a
+# size that is a power of two and for the size of the street images below:
+
+# %%
+for height, width in [(128, 128), (180, 240)]:
+    levels = pyramid_levels(height, width)[::-1]
+    print(
+        *[f"{level.name}: {level.height} × {level.width}" for level in levels],
+        sep="   ",
+    )
+
+# %% [markdown]
+# Doubling takes 6 × 8 to 12 × 16. The `c4` that waits there has 12 × **15** positions. Keep that in mind.
+#
+# ## The obvious attempt, and what it does wrong
+#
+# This is the decoder that search results show, rebuilt in a few lines: double with a transposed
+# convolution, concatenate the skip, convolve, up to `c1`.
+
+
+# %%
+class FirstAttempt(nn.Module):
+    """c5 doubled four times; c4, c3, c2, c1 concatenated on the way."""
+
+    def __init__(self, out_channels):
+        super().__init__()
+        steps = [(512, 256), (256, 128), (128, 64), (64, 64)]
+        self.ups = nn.ModuleList(
+            nn.ConvTranspose2d(a, b, 2, stride=2) for a, b in steps
+        )
+        self.convs = nn.ModuleList(
+            nn.Conv2d(2 * b, b, 3, padding=1) for _, b in steps
+        )
+        self.head = nn.Conv2d(64, out_channels, 1)
+
+    def forward(self, pyramid):
+        x = pyramid.c5
+        for up, conv, skip in zip(
+            self.ups, self.convs, pyramid[3::-1], strict=True
+        ):
+            x = conv(torch.cat([up(x), skip], dim=1))
+        return self.head(x)
+
+
+torch.manual_seed(0)
+encoder = ResNet18Encoder()
+attempt = FirstAttempt(classes).eval()
+print("image ", list(image.shape))
+print("logits", list(shapes(attempt, encoder(normalize(image)))))
+
+# %% [markdown]
+# It runs. **Fault one**: the logits have half the image's height and width, because `c1` has. Compare
+# them with a mask and you get a shape error; shrink the mask to fit, and a pole that is one pixel wide
+# is lost before training starts. Now the street size:
+
+# %% tags=["raises-exception"]
+with explaining():
+    attempt(encoder(normalize(torch.rand(1, 3, 180, 240))))
+
+# %% [markdown]
+# **Fault two**: a factor of two lands on 16 columns where 15 wait. The usual advice is to feed only
+# sizes that 32 divides. You will not need it.
+#
+# **Fault three** raises no error at all. There is nothing between the convolutions: no ReLU. A chain of
+# linear maps is one linear map, so all those layers can do no more than a single one could. The test
+# for that needs no theory: for a linear map plus a constant, *f(a + b) = f(a) + f(b) − f(0)*.
+
+
+# %%
+@torch.no_grad()
+def is_linear(decoder):
+    """Whether f(a + b) = f(a) + f(b) − f(0), on random maps."""
+    torch.manual_seed(1)
+    maps = [torch.rand(2, c, 64 >> k, 64 >> k) for k, c in enumerate(OUT_CHANNELS)]
+    a, b = (Pyramid(*(m[i : i + 1] for m in maps)) for i in (0, 1))
+    total = decoder(Pyramid(*(x + y for x, y in zip(a, b, strict=True))))
+    nothing = decoder(Pyramid(*(torch.zeros_like(x) for x in a)))
+    return torch.allclose(total, decoder(a) + decoder(b) - nothing, atol=1e-4)
+
+
+print(
+    f"nine layers, {count_parameters(attempt):,} parameters. Linear?",
+    is_linear(attempt),
+)
+assert is_linear(attempt)
+
+# %% [markdown]
+# ## The technique
+#
+# One block, four times. It takes the coarse map *to the size of the skip*, whatever that is, instead of
+# doubling it: fault two is gone. Then it concatenates, convolves, normalises, and bends: fault three
+# is gone.
+
+# %% tags=["export"]
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from helpers.encoder import Pyramid, check_map, check_pyramid
+
+
+# %% tags=["export"]
+class UpBlock(nn.Module):
+    """One step up: bring a coarse map to a skip's size, concatenate, convolve.
+
+    `forward(x, skip)` takes `[B, in_channels, h, w]` and
+    `[B, skip_channels, H, W]`, any sizes, and returns `[B, out_channels, H, W]`,
+    no value negative. Raises `ValueError` for other channels or ranks, `TypeError`
+    for integers, and, in training mode, `ValueError` for a batch of one whose skip
+    is a single position: BatchNorm has no statistics of one value.
+
+    Source: Ronneberger et al., U-Net, MICCAI 2015.
+    """
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
+        super().__init__()
+        self.channels = in_channels, skip_channels
+        self.conv = nn.Conv2d(
+            in_channels + skip_channels, out_channels, 3, padding=1, bias=False
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        check_map("x", x, self.channels[0])
+        check_map("skip", skip, self.channels[1])
+        x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear")
+        x = torch.cat([x, skip], dim=1)
+        return self.relu(self.norm(self.conv(x)))
+
+
+# %%
+torch.manual_seed(0)
+block = UpBlock(in_channels=512, skip_channels=256, out_channels=128)
+c5, c4 = torch.rand(1, 512, 6, 8), torch.rand(1, 256, 12, 15)
+print(list(c5.shape), "and", list(c4.shape), "→", list(shapes(block, c5, c4)))
+
+# %% [markdown]
+# Four blocks and a 1×1 convolution are a U-Net's decoder. Read `forward` from top to bottom and you
+# have the drawing:
+
+# %% tags=["export"]
+class UNetDecoder(nn.Module):
+    """A U-Net's decoder: from c5 up to c1's grid, one skip joined at every step.
+
+    `forward(pyramid)` takes the encoder's five maps, from images of any H, W ≥ 32,
+    and returns `[B, out_channels, ⌈H/2⌉, ⌈W/2⌉]`; `Segmenter` brings it to H × W.
+    `widths` are the channels after the blocks at c4, c3, c2, c1; `block` is
+    `UpBlock` or `AddBlock`. Raises `ValueError` for maps with other channels than
+    `in_channels`, and what its blocks raise.
+
+    Source: Ronneberger et al., U-Net, MICCAI 2015.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int,
+        widths: Sequence[int] = (128, 64, 48, 32),
+        block: type[nn.Module] = UpBlock,
+    ):
+        super().__init__()
+        self.in_channels = tuple(in_channels)
+        c1, c2, c3, c4, c5 = self.in_channels
+        w4, w3, w2, w1 = widths
+        self.up4 = block(c5, c4, w4)
+        self.up3 = block(w4, c3, w3)
+        self.up2 = block(w3, c2, w2)
+        self.up1 = block(w2, c1, w1)
+        self.head = nn.Conv2d(w1, out_channels, 1)
+
+    def forward(self, pyramid: Pyramid) -> Tensor:
+        check_pyramid(pyramid, self.in_channels)
+        c1, c2, c3, c4, c5 = pyramid
+        p4 = self.up4(c5, c4)
+        p3 = self.up3(p4, c3)
+        p2 = self.up2(p3, c2)
+        p1 = self.up1(p2, c1)
+        return self.head(p1)
+
+
+# %%
+decoder = UNetDecoder(encoder.out_channels, out_channels=classes)
+model = Segmenter(encoder, decoder)
+plotting.pyramid_diagram(
+    encoder,
+    image[0],
+    decoder,
+    bridge="concatenate",
+    alt="The encoder's maps descend at the left, the decoder's climb at the right, "
+    "and an arrow joins each pair on the way.",
+)
+
+# %% [markdown]
+# And fault one? The decoder's logits still lie on `c1`'s grid. `Segmenter` takes them to the image's
+# size, bilinearly, and the loss compares them *there*, with the full mask. A block more at full
+# resolution would be the other way; on scenes it brought nothing that justified its cost. Any size goes:
+
+# %%
+for height, width in [(128, 128), (180, 240), (33, 97)]:
+    logits = model(normalize(torch.rand(2, 3, height, width)))
+    print(f"{height} × {width} → {list(logits.shape)}")
+    assert logits.shape == (2, classes, height, width)
+
+# %% [markdown]
+# A skip can also be **added**, after a 1×1 convolution that gives it as many channels as it meets:
+
+# %% tags=["export"]
+class AddBlock(nn.Module):
+    """As `UpBlock`, but the skip, projected by a 1×1 convolution, is added."""
+
+    def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
+        super().__init__()
+        self.channels = in_channels, skip_channels
+        self.project = nn.Conv2d(skip_channels, in_channels, 1, bias=False)
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        check_map("x", x, self.channels[0])
+        check_map("skip", skip, self.channels[1])
+        x = F.interpolate(x, size=skip.shape[-2:], mode="bilinear")
+        x = x + self.project(skip)
+        return self.relu(self.norm(self.conv(x)))
+
+
+# %%
+x = normalize(image)
+for name, block in {"concatenate": UpBlock, "add": AddBlock}.items():
+    variant = UNetDecoder(encoder.out_channels, classes, block=block)
+    macs = count_macs(Segmenter(encoder, variant), x) - count_macs(encoder, x)
+    print(f"{name:12} {count_parameters(variant):,} parameters, {macs:,} MACs")
+
+# %% [markdown]
+# Concatenation lets the convolution weigh both sources freely. Addition has decided: the skip's
+# channels correspond to the decoder's. Which of them wins is measured below.
+#
+# ## Train it
+#
+# For a fair comparison both decoders have the same layers. One of them is made blind: `Without` hands
+# it zeros instead of `c1` to `c4`.
+
+# %% tags=["export"]
+class Without(nn.Module):
+    """A decoder that does not see some of the maps: they arrive as zeros.
+
+    `Without(decoder, "c4", "c3")` takes and returns what `decoder` does. Built for
+    comparisons: layers and parameters stay the same, only the information is gone.
+    Raises `ValueError` for a name that is no map's.
+    """
+
+    def __init__(self, decoder: nn.Module, *missing: str):
+        super().__init__()
+        unknown = set(missing) - set(Pyramid._fields)
+        if unknown:
+            raise ValueError(f"Expected names among c1…c5, got {sorted(unknown)}.")
+        self.decoder = decoder
+        self.missing = missing
+
+    def forward(self, pyramid: Pyramid) -> Tensor:
+        zeros = {
+            name: torch.zeros_like(getattr(pyramid, name)) for name in self.missing
+        }
+        return self.decoder(pyramid._replace(**zeros))
+
+
+# %% [markdown]
+# `fit` is the book's training loop: AdamW, one learning-rate cycle, cross-entropy. The encoder is
+# frozen, so its maps are computed once and kept; after that, only the decoder costs time.
+
+# %%
+epochs = budget(short=5, full=40)
+train, unseen = scenes.Scenes(128), scenes.Scenes(50, first=5_000)
+train = [train[i] for i in range(len(train))]  # draw each scene once
+loss = SegmentationLoss(class_weights=class_weights((m for _, m in train), classes))
+shown = scenes.batch(range(5_000, 5_004))
+
+
+def light_unet(*missing):
+    torch.manual_seed(0)
+    decoder = UNetDecoder(encoder.out_channels, classes, widths=(64, 48, 32, 24))
+    return Segmenter(encoder, Without(decoder, *missing))
+
+
+def train_and_watch(*missing):
+    """A U-Net that does not see the maps `missing`: model, history, frames."""
+    model = light_unet(*missing)
+    frames = [predict(model, shown[0])]
+    history = fit(
+        model,
+        train,
+        epochs=epochs,
+        rate=5e-3,
+        loss=loss,
+        after_epoch=lambda epoch: frames.append(predict(model, shown[0])),
+    )
+    return model, history, frames
+
+
+blind, blind_history, blind_frames = train_and_watch("c1", "c2", "c3", "c4")
+seeing, seeing_history, seeing_frames = train_and_watch()
+
+# %% tags=["nbval-ignore-output"]
+plot_histories(
+    {"c5 only": blind_history, "U-Net": seeing_history},
+    alt="Over the epochs the U-Net's loss falls lower and its mIoU climbs higher.",
+)
+
+# %% [markdown]
+# Below, the same two on four scenes that neither has seen. Pull the slider from the untrained decoder
+# to the last epoch and watch the order of events: first *where something is*, then *what*, and, only in
+# the lower row, *up to which pixel*.
+
+# %% tags=["nbval-ignore-output"]
+every = max(1, epochs // 5)
+frames = [
+    plotting.show_masks(
+        {"mask": shown[1], "c5 only": blind_frames[i], "U-Net": seeing_frames[i]},
+        alt="Masks, and what both decoders predict.",
+    )
+    for i in range(0, epochs + 1, every)
+]
+labels = [f"after {i} epochs" for i in range(0, epochs + 1, every)]
+plotting.flipbook(
+    frames,
+    ["untrained", *labels[1:]],
+    alt="Predictions of both decoders while they learn",
+)
+
+# %% tags=["nbval-ignore-output"]
+scored = {
+    name: evaluate(m, unseen)
+    for name, m in {"c5 only": blind, "U-Net": seeing}.items()
+}
+for name, score in scored.items():
+    print(f"{name:8} mIoU {score.miou:.1f} %, rims {score.boundary_miou:.1f} %")
+
+# %%
+for history in (blind_history, seeing_history):
+    assert history.loss[-1] < 0.7 * history.loss[0]
+assert seeing_history.loss[-1] < 0.5 * seeing_history.loss[0]
+assert scored["U-Net"].miou > scored["c5 only"].miou + 3
+assert scored["U-Net"].miou > 1.2 * 100 / classes
+
+# %% [markdown]
+# *mIoU* is the overlap of prediction and mask, averaged over the classes. *Rims* counts the
+# pixels within two pixels of an outline, predicted or true: the boundary IoU. It is the number to look
+# at when masks are blobs.
+
+# %% [markdown]
+# ## Look inside: two ways back into the encoder
+#
+# Skips are also said to help the *gradient* reach the encoder's early layers. It has two ways to a map:
+# along the skip, or back through all the deeper stages. Cut the maps loose from each other, and only the
+# skip's part arrives; the rest of the full gradient came the long way.
+
+
+# %%
+def gradients(model, joined):
+    """The loss's gradient at c1 to c5 and at the encoder's first layer."""
+    learner = ResNet18Encoder(frozen=False).eval()
+    maps = learner(normalize(shown[0]))
+    if not joined:
+        maps = Pyramid(*(map_.detach().requires_grad_() for map_ in maps))
+    for map_ in maps:
+        map_.retain_grad()
+    logits = model.eval().decode(maps, shown[1].shape[-2:])
+    loss(logits, shown[1]).backward()
+    return [map_.grad for map_ in maps], learner.features.conv1.weight.grad
+
+
+def by_skip(model):
+    """Per cent of the gradient at c1 to c4 that came along the skip."""
+    whole, short = (gradients(model, joined)[0] for joined in (True, False))
+    return [
+        100 * (s.norm() / (s.norm() + (w - s).norm())).item()
+        for w, s in zip(whole[:4], short[:4], strict=True)
+    ]
+
+
+share = {"untrained decoder": by_skip(light_unet()), "trained": by_skip(seeing)}
+
+# %% tags=["nbval-ignore-output"]
+plotting.show_panels(
+    {"gradient that came along the skip, %": share},
+    x=Pyramid._fields[:4],
+    alt="More than half of the gradient comes by the skips at first, less later.",
+)
+
+# %% [markdown]
+# Before training most of the signal takes the short way. A trained decoder has learnt to use `c5`, and
+# the long way has grown. The encoder's very first layer shows the same:
+
+
+# %% tags=["nbval-ignore-output"]
+def at_first_layer(model):
+    return gradients(model, joined=True)[1].norm().item()
+
+
+skipless = ("c1", "c2", "c3", "c4")
+untrained = at_first_layer(light_unet()) / at_first_layer(light_unet(*skipless))
+trained = at_first_layer(seeing) / at_first_layer(blind)
+print("gradient at the first layer, with skips against without:")
+print(f"untrained {untrained:.0f} ×, trained {trained:.1f} ×")
+
+# %%
+assert all(part > 40 for part in share["untrained decoder"])
+assert all(part < 60 for part in share["trained"])
+assert untrained > 20 and trained < untrained / 5
+
+# %% [markdown]
+# So the claim is true for the first steps of a training, and fades. It also says nothing yet about
+# masks: whether a fine-tuned encoder *ends* better is measured below, by training it.
+
+# %% [markdown]
+# ## Measure the claims
+#
+# One seed and a few seconds prove little. `python -m experiments.claims unet` trains every variant of
+# this page with three seeds, on 400 scenes and on **CamVid**: 266 street photographs from two drives. It
+# reports on scenes and streets that no training saw; the streets are 101 frames of a third drive, 0006R0.
+# Everything below is read from its records.
+
+# %%
+trials = records.load("unet")
+places = ("scenes", "streets")
+
+
+def measured(where, what, key="miou"):
+    """One value for each seed."""
+    return [r[key] for r in trials if (r["data"], r["what"]) == (where, what)]
+
+
+def margin(where, better, worse, key="miou"):
+    """The worst seed of the one minus the best seed of the other."""
+    return min(measured(where, better, key)) - max(measured(where, worse, key))
+
+
+assert all(len(measured(w, "U-Net")) >= 3 for w in places)
+
+# %% [markdown]
+# **Skips cure blobs.** On streets, rims only (boundary IoU at two pixels). The bars are means, the
+# points single seeds:
+
+# %% tags=["nbval-ignore-output"]
+plotting.show_bars(
+    {
+        f"{where}: {what}": measured(where, what, "boundary_miou")
+        for where in places
+        for what in ("c5 only", "U-Net")
+    },
+    ylabel="boundary IoU, mean over classes, %",
+    alt="On scenes and on streets the U-Net's rims overlap several times better.",
+)
+
+# %%
+for where in places:
+    assert margin(where, "U-Net", "c5 only", "boundary_miou") > 5
+    assert margin(where, "U-Net", "c5 only") > 5
+
+# %% [markdown]
+# Same encoder, same layers, same steps; only the maps differ. This is what the decoders draw on four
+# frames of the unseen drive. (The photographs are not ours to show; the cell after the next brings them
+# to your screen.)
+
+# %% tags=["nbval-ignore-output"]
+frames_shown = (10, 35, 60, 85)  # evenly spaced, chosen before the first training
+drawn = {
+    "c5 only": "c5_only",
+    "U-Net": "u-net",
+    "fine-tuned": "u-net_fine-tuned",
+}
+plotting.show_masks(
+    {
+        name: [records.picture("unet", f"{file}_{k}") for k in frames_shown]
+        for name, file in drawn.items()
+    },
+    colors=camvid.PALETTE,
+    alt="Predictions on four streets: blobs from c5, outlines from the U-Net.",
+)
+
+# %%
+photographs = False  # True downloads CamVid (about 200 MB) unless BOOK_DATA has it
+if photographs:
+    camvid.download()
+    drive = camvid.CamVid("report")
+    street, truth = zip(*(drive[k] for k in frames_shown), strict=True)
+    display(
+        plotting.show_scenes(
+            street,
+            truth,
+            [records.picture("unet", f"u-net_{k}") for k in frames_shown],
+            colors=camvid.PALETTE,
+            alt="Street photographs, their masks and the U-Net's predictions.",
+        )
+    )
+
+# %% [markdown]
+# **Pretrained or random, frozen or fine-tuned?** Fine-tuning lets the encoder learn along, at a quarter
+# (streets) or an eighth (scenes) of the decoder's learning rate.
+
+# %% tags=["nbval-ignore-output"]
+variants = (
+    "c5 only",
+    "U-Net, random encoder",
+    "U-Net",
+    "U-Net, fine-tuned",
+)
+for where in places:
+    display(
+        plotting.show_bars(
+            {what: measured(where, what) for what in variants},
+            ylabel=f"mIoU on unseen {where}, %",
+            highlight="U-Net",
+            alt=f"mIoU of four variants on {where}; the numbers are at the bars.",
+        )
+    )
+
+# %% [markdown]
+# **Which skip matters for which class?** Drop one skip at a time, train anew, and see what each class
+# loses. Red is a loss in percentage points of IoU, blue a gain:
+
+# %% tags=["nbval-ignore-output"]
+def losses_without(where):
+    """Mean loss of IoU per class (rows) when one of c1…c4 (columns) is missing."""
+    columns = []
+    for name in Pyramid._fields[:4]:
+        full, less = (
+            measured(where, what, "iou") for what in ("U-Net", f"without {name}")
+        )
+        lost = [[a[c] - b[c] for c in a] for a, b in zip(full, less, strict=True)]
+        columns.append(torch.tensor(lost).mean(0))
+    return torch.stack(columns, dim=1)
+
+
+plotting.show_matrix(
+    losses_without("scenes"),
+    rows=scenes.CLASSES,
+    columns=Pyramid._fields[:4],
+    label="IoU lost on scenes without …, points",
+    digits=1,
+    alt="A matrix: rows are classes, columns the missing skip, numbers the loss.",
+)
+
+# %% [markdown]
+# Read a column from top to bottom: that is what one map is good for.
+
+# %%
+# (assertions on the matrix come here)
+
+# %% [markdown]
+# **Concatenate or add?**
+
+# %% tags=["nbval-ignore-output"]
+plotting.show_bars(
+    {
+        f"{where}: {name}": measured(where, what)
+        for where in places
+        for name, what in {"concatenate": "U-Net", "add": "adding"}.items()
+    },
+    ylabel="mIoU, %",
+    alt="Concatenating and adding give nearly the same mIoU.",
+)
+
+# %% [markdown]
+# **What is one ReLU worth?** The same decoder, BatchNorm and all, without any activation; with a single
+# one, in the last block; with all four.
+
+# %% tags=["nbval-ignore-output"]
+plotting.show_bars(
+    {
+        f"{where}: {name}": measured(where, what)
+        for where in places
+        for name, what in {
+            "none": "no ReLU",
+            "one": "one ReLU",
+            "four": "U-Net",
+        }.items()
+    },
+    ylabel="mIoU, %",
+    alt="Bars: the decoder without any ReLU, with one, and with four.",
+)
+
+# %% [markdown]
+# ## Limits
+#
+# - The streets are one drive in one town by daylight, 101 frames, many of them alike. Small classes are
+#   still poor: 20 epochs on 266 images are a short training for a small encoder.
+# - Learning rates and epochs were set once, for all variants alike, and not tuned. Each variant could
+#   gain from its own.
+# - Blind decoders keep parameters that they cannot use. Chapter 01 compares `c5` with all five maps at
+#   equal parameters, with the same outcome.
+# - A skip from `c1` still is at half the image's resolution. What is thinner than two pixels stays hard;
+#   chapter 08 looks at the last step up.
+#
+# ## Exercises
+
+
+# %% [markdown]
+# **Exercise 1.** Cure fault two of `FirstAttempt` without touching its layers: bring the doubled map to
+# the skip's size.
+
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
+def check_fit(answer):
+    for height, width in [(12, 15), (23, 30), (16, 16)]:
+        x = torch.rand(2, 5, -(-height // 2) * 2, -(-width // 2) * 2)
+        skip = torch.rand(2, 7, height, width)
+        fitted = answer(x, skip)
+        if fitted is None:
+            return print("Nothing returned yet: return x, as large as skip.")
+        if fitted.shape[1] != 5:
+            return print(f"x has 5 channels, yours {fitted.shape[1]}: leave them.")
+        if fitted.shape[-2:] != skip.shape[-2:]:
+            here, there = list(fitted.shape[-2:]), list(skip.shape[-2:])
+            return print(f"The skip is {there}, yours is {here}.")
+        if x.shape == skip.shape and not torch.equal(fitted, x):
+            return print("The sizes agreed already, yet you changed x.")
+    print("Right. Cropping shifts nothing; resizing spreads the error.")
+
+
+# %%
+def fit_to(x, skip):
+    """Return x [B, C, h, w] with the height and width of skip."""
+
+
+check_fit(fit_to)
+
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"}
+def fit_to_solution(x, skip):
+    return x[..., : skip.shape[-2], : skip.shape[-1]]
+
+
+check_fit(fit_to_solution)
+
+# %% [markdown]
+# **Exercise 2.** Cure fault three with a single ReLU. Change `attempt` in place so that it is no longer
+# linear. Where does the ReLU have to go, and where would it do nothing for the decision?
+
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
+def check_relu(answer):
+    torch.manual_seed(2)
+    decoder = FirstAttempt(classes).eval()
+    answer(decoder)
+    count = sum(isinstance(part, nn.ReLU) for part in decoder.modules())
+    if count == 0:
+        return print("There is no nn.ReLU in the decoder yet.")
+    if count > 1:
+        return print(f"One is enough; there are {count}.")
+    if is_linear(decoder):
+        return print("Still linear: does forward run through your ReLU?")
+    maps = encoder(normalize(image))
+    if decoder(maps).min() >= 0:
+        return print(
+            "The ReLU is last: it clips the logits, and the classes stay those of "
+            "a linear map wherever one is positive. Put it before the head."
+        )
+    print("Right: one bend between two layers, and they stay two.")
+
+
+# %%
+def bend(decoder):
+    """Put one nn.ReLU into a FirstAttempt, in place."""
+
+
+check_relu(bend)
+
+
+# %% tags=["hide-cell"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"}
+def bend_solution(decoder):
+    decoder.head = nn.Sequential(nn.ReLU(), decoder.head)
+
+
+check_relu(bend_solution)
+
+# %% [markdown]
+# **Exercise 3.** From the records: which class on streets gains the most from skips, relative to what it
+# had with `c5` alone, if it had at least 10 %?
+
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
+def check_gain(answer):
+    def mean(what):
+        runs = measured("streets", what, "iou")
+        return {c: sum(run[c] for run in runs) / len(runs) for c in runs[0]}
+
+    before, after = mean("c5 only"), mean("U-Net")
+    ratio = {c: after[c] / before[c] for c in before if before[c] >= 10}
+    said = answer()
+    if said is None:
+        return print("Nothing returned yet: return the name of a class.")
+    if said not in before:
+        return print(f"{said!r} is no class of the streets: {', '.join(before)}.")
+    if said not in ratio:
+        return print(f"{said} had {before[said]:.1f} % with c5 alone: below 10 %.")
+    best = max(ratio, key=ratio.get)
+    if said == max(before, key=lambda c: after[c] - before[c]) != best:
+        return print(f"{said} gains most points, but relative to what it had?")
+    if said != best:
+        return print(f"{said} is {ratio[said]:.2f} times better; one is more.")
+    print(f"Right: {said} overlaps {ratio[said]:.1f} times better with skips.")
+
+
+# %%
+def largest_gain():
+    """Return the name of the class."""
+
+
+check_gain(largest_gain)
+
+
+# %% tags=["hide-cell", "nbval-ignore-output"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"}
+def largest_gain_solution():
+    def mean(what, c):
+        runs = measured("streets", what, "iou")
+        return sum(run[c] for run in runs) / len(runs)
+
+    had = {c: mean("c5 only", c) for c in camvid.CLASSES}
+    return max(
+        (c for c in had if had[c] >= 10), key=lambda c: mean("U-Net", c) / had[c]
+    )
+
+
+check_gain(largest_gain_solution)
+
+# %% [markdown]
+# ## Recap
+#
+# - Blobs are not a training problem: `c5` has one position for 32 × 32 pixels. Hand over `c1` to `c4`.
+# - Resize *to the skip*, never by a factor, and any H, W works.
+# - Put a ReLU between convolutions, or they are one.
+# - Compare logits and mask at the mask's resolution, and look at the rims, not only at mIoU.
+#
+# | shape contract | |
+# |---|---|
+# | in | a `Pyramid` `c1…c5`, from any H, W ≥ 32 |
+# | `UpBlock` | `[B, C, h, w]` and `[B, S, H, W]` → `[B, out_channels, H, W]` |
+# | `UNetDecoder` | → `[B, out_channels, ⌈H/2⌉, ⌈W/2⌉]` |
+# | in a `Segmenter` | → `[B, out_channels, H, W]` |
+# | one image of 32 × 32 in training | raises: BatchNorm needs two values |
+#
+# In your own project:
+#
+# ```python
+# from helpers.bridges.unet import UNetDecoder
+# from helpers.encoder import ResNet18Encoder, Segmenter
+# from helpers.training import evaluate, fit
+#
+# encoder = ResNet18Encoder()
+# model = Segmenter(encoder, UNetDecoder(encoder.out_channels, out_channels=7))
+# history = fit(model, train, epochs=20)  # pairs of image [3, H, W] and mask [H, W]
+# print(evaluate(model, unseen))
+# ```
