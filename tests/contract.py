@@ -7,7 +7,7 @@ A new chapter adds a builder per public class of its `helpers/bridges/<slug>.py`
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from helpers.bridges.encoder import LinearProbe, TruncatedEncoder
+from helpers.bridges.unet import AddBlock, UNetDecoder, UpBlock, Without
 from helpers.encoder import OUT_CHANNELS, Pyramid
 from helpers.inspection import pyramid_levels
 
@@ -99,6 +100,65 @@ def one_value_in_c5(batch: int, height: int, width: int) -> bool:
     return (batch, *sides("c5", height, width)) == (1, 1, 1)
 
 
+def step_up(block: type[nn.Module]) -> Builder:
+    """Return the builder of a block that joins c5 to the skip c4."""
+    return Builder(
+        cls=block,
+        kind="map",
+        build=lambda: block(in_channels=512, skip_channels=256, out_channels=4),
+        inputs=lambda *size: {"x": map_of("c5", *size), "skip": map_of("c4", *size)},
+        shape=lambda batch, height, width: (batch, 4, *sides("c4", height, width)),
+        misuses={
+            "training on one value": Misuse(
+                lambda module: module.train()(map_of("c5", 1, 32, 32), torch.rand(1, 256, 1, 1)),
+                ValueError,
+                "Expected more than 1 value per channel when training",
+            ),
+            "skip first": Misuse(
+                lambda module: module(map_of("c4", 2, 64, 96), map_of("c5", 2, 64, 96)),
+                ValueError,
+                r"Expected x as \[B, 512, h, w\], got \[2, 256, 4, 6\]\. .* in_channels=enc",
+            ),
+            "a skip of another level": Misuse(
+                lambda module: module(map_of("c5", 2, 64, 96), map_of("c3", 2, 64, 96)),
+                ValueError,
+                r"Expected skip as \[B, 256, h, w\], got \[2, 128, 8, 12\]\. .* in_channels=enc",
+            ),
+        },
+    )
+
+
+def unet(block: type[nn.Module] = UpBlock) -> UNetDecoder:
+    """Return a U-Net's decoder of few channels."""
+    return UNetDecoder(OUT_CHANNELS, out_channels=3, widths=(8, 7, 6, 5), block=block)
+
+
+UNET = Builder(
+    cls=UNetDecoder,
+    kind="decoder",
+    build=unet,
+    inputs=lambda *size: {"pyramid": pyramid(*size)},
+    shape=lambda batch, height, width: (batch, 3, *sides("c1", height, width)),
+    misuses={
+        "coarsest map first": Misuse(
+            lambda module: module(Pyramid(*reversed(pyramid(2, 64, 96)))),
+            ValueError,
+            r"Expected c1 as \[B, 64, h, w\], got \[2, 512, 2, 3\]\. .* in_channels=enc",
+        ),
+        "without a batch": Misuse(
+            lambda module: module(Pyramid(*(map_[0] for map_ in pyramid(2, 64, 96)))),
+            ValueError,
+            r"Expected c1 as \[B, 64, h, w\], got \[64, 32, 48\]\. .* in_channels=enc",
+        ),
+        "one map short": Misuse(
+            lambda module: module(pyramid(2, 64, 96)[1:]),
+            ValueError,
+            r"Expected 5 maps, got 4\. Pass all that the encoder returned",
+        ),
+    },
+)
+
+
 # --- one builder per exported class
 
 BUILDERS = {
@@ -106,7 +166,7 @@ BUILDERS = {
         cls=TruncatedEncoder,
         kind="encoder",
         build=lambda: TruncatedEncoder(resnet18(num_classes=10)),
-        inputs=lambda batch, height, width, dtype: {"x": images(batch, height, width, dtype)},
+        inputs=lambda *size: {"x": images(*size)},
         shape=lambda batch, height, width: (batch, 512, *sides("c5", height, width)),
         one_value=one_value_in_c5,
         faults={
@@ -118,9 +178,7 @@ BUILDERS = {
         cls=LinearProbe,
         kind="decoder",
         build=lambda: LinearProbe(OUT_CHANNELS, out_channels=3, level=5),
-        inputs=lambda batch, height, width, dtype: {
-            "pyramid": pyramid(batch, height, width, dtype)
-        },
+        inputs=lambda *size: {"pyramid": pyramid(*size)},
         shape=lambda batch, height, width: (batch, 3, *sides("c5", height, width)),
         misuses={
             "level 0": Misuse(
@@ -147,5 +205,24 @@ BUILDERS = {
         unread=("c1", "c2", "c3", "c4"),
         one_value=one_value_in_c5,
         faults={"refuses_wrong_inputs": "c5 with integers: .+"},
+    ),
+    "UpBlock": step_up(UpBlock),
+    "AddBlock": step_up(AddBlock),
+    "UNetDecoder": UNET,
+    "UNetDecoder of AddBlocks": replace(UNET, build=lambda: unet(AddBlock)),
+    "Without": replace(
+        UNET,
+        cls=Without,
+        build=lambda: Without(unet(), "c4", "c2"),
+        unread=("c2", "c4"),
+        misuses={
+            "coarsest map first": UNET.misuses["coarsest map first"],
+            "without a batch": UNET.misuses["without a batch"],
+            "no map's name": Misuse(
+                lambda module: Without(unet(), "c4", "c6"),
+                ValueError,
+                r"Expected names among c1…c5, got \['c6'\]\.",
+            ),
+        },
     ),
 }
