@@ -14,6 +14,7 @@ from helpers.inspection import evaluating
 
 Pairs = Dataset[tuple[Tensor, Tensor]]
 CACHE_LIMIT = 4 * 1024**3  # bytes
+PORTION = 16  # images whose maps are computed at once
 
 
 class Precision:
@@ -56,41 +57,39 @@ class Images:
         self.data, self.device = data, precision.device
 
     def batch(self, chosen: list[int], mirrored: Tensor) -> Batch:
-        images, masks = read(self.data, chosen)
-        if mirrored.any():
-            images = torch.where(mirrored.view(-1, 1, 1, 1), images.flip(-1), images)
-            masks = torch.where(mirrored.view(-1, 1, 1), masks.flip(-1), masks)
-        images = normalize(images.to(self.device))
-        return Batch(
-            masks.to(self.device), images.contiguous(memory_format=torch.channels_last), None
-        )
+        images, masks = (mirror(part, mirrored).to(self.device) for part in read(self.data, chosen))
+        images = normalize(images).contiguous(memory_format=torch.channels_last)
+        # Masks come as bytes, too; cross-entropy takes int64 only.
+        return Batch(masks if masks.is_floating_point() else masks.long(), images, None)
 
 
 class Features:
     """Batches of maps: each image's, and each mirror image's, are computed once, here.
 
-    Kept in float16, with the channels last as the decoder wants them; where the decoder takes
-    `image`, the normalised images too. `memory` tells beforehand how many bytes that makes.
+    Kept in float16, with the channels last as the decoder wants them, beside the masks; where the
+    decoder takes `image`, the normalised images too. `memory` tells beforehand how many bytes.
     """
 
     def __init__(self, model: Segmenter, data: Pairs, flip: bool, precision: Precision) -> None:
         self.count, self.device = len(data), precision.device  # type: ignore[arg-type]
-        images = Images(data, precision)
-        sides = (False, True) if flip else (False,)
-        rows: list[list[Tensor]] = []
-        masks = []
-        with evaluating(model.encoder), torch.no_grad(), precision.autocast():
-            for mirrored in sides:
-                for chosen in torch.arange(self.count).split(16):
-                    now = images.batch(chosen.tolist(), torch.full((len(chosen),), mirrored))
-                    assert now.images is not None
-                    kept = [*model.encoder(now.images)]
-                    kept += [now.images] if model.takes_image else []
-                    rows.append([each.half().permute(0, 2, 3, 1).contiguous() for each in kept])
-                    masks.append(now.masks)
-        self.maps = [torch.cat(level) for level in zip(*rows, strict=True)]
-        self.masks = torch.cat(masks)
         self.dtype = precision.dtype if precision.mixed else torch.float32
+        images = Images(data, precision)
+        first = _kept(model, images, [0], False, precision)
+        rows = self.count * (1 + flip)
+        # Taken at once: to join the parts later would need all the memory twice.
+        self.masks, *self.maps = (each.new_empty((rows, *each.shape[1:])) for each in first)
+        for side in (False, True)[: 1 + flip]:
+            for chosen in torch.arange(self.count).split(PORTION):
+                part = _kept(model, images, chosen.tolist(), side, precision)
+                if part[0].shape[1:] != self.masks.shape[1:]:
+                    raise ValueError(
+                        f"Items {chosen[0]} to {chosen[-1]} have masks "
+                        f"{list(part[0].shape[1:])}, the first has "
+                        f"{list(self.masks.shape[1:])}; expected the same for all. "
+                        "Resize or crop them in the data set."
+                    )
+                for all_, some in zip((self.masks, *self.maps), part, strict=True):
+                    all_[chosen + side * self.count] = some
 
     def batch(self, chosen: list[int], mirrored: Tensor) -> Batch:
         index = (torch.tensor(chosen) + self.count * mirrored).to(self.device)
@@ -100,13 +99,25 @@ class Features:
 
     @staticmethod
     def memory(model: Segmenter, data: Pairs, flip: bool, precision: Precision) -> int:
-        """Return the bytes that the maps of all images take, seen on the first one."""
-        first = Images(data, precision).batch([0], torch.tensor([False])).images
-        assert first is not None
-        with evaluating(model.encoder), torch.no_grad(), precision.autocast():
-            numbers = sum(map_.numel() for map_ in model.encoder(first))
-        numbers += first.numel() if model.takes_image else 0
-        return 2 * numbers * len(data) * (1 + flip)  # type: ignore[arg-type]
+        """Return the bytes that all this takes, seen on the first image."""
+        first = _kept(model, Images(data, precision), [0], False, precision)
+        return sum(each.nbytes for each in first) * len(data) * (1 + flip)  # type: ignore[arg-type]
+
+
+def _kept(
+    model: Segmenter, images: Images, chosen: list[int], side: bool, precision: Precision
+) -> list[Tensor]:
+    """Return what `Features` keeps of these images: masks, maps `[B, h, w, C]`, maybe images."""
+    batch = images.batch(chosen, torch.full((len(chosen),), side))
+    assert batch.images is not None
+    with evaluating(model.encoder), torch.no_grad(), precision.autocast():
+        maps = [*model.encoder(batch.images), *([batch.images] if model.takes_image else [])]
+    return [batch.masks, *(each.half().permute(0, 2, 3, 1).contiguous() for each in maps)]
+
+
+def mirror(batch: Tensor, which: Tensor) -> Tensor:
+    """Return `[B, …, W]`, the items chosen by `which` (`[B]`, boolean) turned left to right."""
+    return torch.where(which.view(-1, *[1] * (batch.ndim - 1)), batch.flip(-1), batch)
 
 
 def read(data: Pairs, chosen: list[int]) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,10 +19,7 @@ from helpers.feeding import Batch, Images, Pairs, Precision, batches, source
 from helpers.inspection import evaluating
 from helpers.metrics import NOTHING_IGNORED, BoundaryIoU, Scores, SegmentationLoss
 from helpers.pictures import Picture
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # without ipywidgets the bar is text; no need to say so
-    from tqdm.auto import tqdm
+from helpers.progress import tqdm
 
 VERSION = 1  # raised when the same call would end with other weights: records rest on it
 WARM_UP = 0.2  # of the steps, up to the full rate
@@ -104,14 +100,14 @@ def fit(
         device: `None` takes a GPU where there is one.
         checkpoint: a file that is written after each epoch.
         resume: a checkpoint to go on from; with the same settings, the weights end as they would
-            have without the interruption.
+            have without the interruption (on a CPU, bit for bit).
         after_epoch: called with the number of epochs done, for pictures on the way.
 
-    Equal seeds give equal weights on one machine. Raises `ValueError` for data or settings that do
-    not fit, and `FloatingPointError` when the loss is no longer finite.
+    Equal seeds give equal weights on one CPU; a GPU adds in no fixed order. Raises `ValueError`
+    for data or settings that do not fit, and `FloatingPointError` when the loss is not finite.
     """
-    _check_counts(epochs=epochs, batch_size=batch_size)
     count = len(data)  # type: ignore[arg-type]
+    _check_counts(epochs=epochs, batch_size=batch_size, images=count)
     encoder_rate = rate / 10 if encoder_rate is None else encoder_rate
     settings = dict(epochs=epochs, batch_size=batch_size, rate=rate, encoder_rate=encoder_rate)
     settings |= dict(flip=flip, seed=seed, images=count)
@@ -126,8 +122,10 @@ def fit(
     optimizer = torch.optim.AdamW(_groups(model, rate, encoder_rate), weight_decay=WEIGHT_DECAY)
     rates = [group["lr"] for group in optimizer.param_groups]
     steps = math.ceil(count / batch_size)
+    # A way up of exactly one step makes OneCycleLR divide by zero.
+    warm_up = 0.25 if epochs * steps * WARM_UP == 1 else WARM_UP
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rates, epochs=epochs, steps_per_epoch=steps, pct_start=WARM_UP
+        optimizer, rates, total_steps=epochs * steps, pct_start=warm_up
     )
     run = _Run(model, optimizer, schedule, precision.scaler, settings)
     history = History() if resume is None else run.load(resume)
@@ -180,22 +178,29 @@ def evaluate(
 
     Counts are accumulated over all images before they are divided: the mean of each batch's IoU
     would depend on the batches. `width` (pixels) is the boundary IoU's. Data as for `fit`. The
-    model is left as it was.
+    model is left as it was. Raises `ValueError` for data that do not fit.
     """
+    count = len(data)  # type: ignore[arg-type]
+    _check_counts(images=count, batch_size=batch_size)
     precision = Precision(next(model.parameters()).device, mixed)
     images = Images(data, precision)
-    score, rims = _Score(ignore_index), None
+    score = _Score(ignore_index)
+    rims: BoundaryIoU | None = None
     with evaluating(model), torch.no_grad():
-        for chosen in torch.arange(len(data)).split(batch_size):  # type: ignore[arg-type]
+        for chosen in torch.arange(count).split(batch_size):
             batch = images.batch(chosen.tolist(), torch.zeros(len(chosen), dtype=torch.bool))
             with precision.autocast():
                 logits = batch.logits(model)
+            if batch.masks.is_floating_point():
+                raise ValueError(
+                    f"The targets are {batch.masks.dtype}: there are no classes to compare. "
+                    "Masks of class indices are integers: masks.long()."
+                )
             _check_masks(logits, batch, ignore_index)
             score.update(logits, batch.masks)
             rims = rims or BoundaryIoU(logits.shape[1], width, ignore_index).to(logits.device)
             rims.update(logits.argmax(1), batch.masks)
-    if score.metric is None or rims is None:
-        raise ValueError("There are no images with classes to compare: the data set is empty.")
+    assert score.metric is not None and rims is not None
     iou, boundary = 100 * score.metric.compute(), 100 * rims.compute()
     counts = score.metric.confmat
     return Scores(
@@ -265,12 +270,15 @@ class _Run:
         if changed:
             said = ", ".join(f"{k} was {old}, is {new}" for k, (old, new) in changed.items())
             raise ValueError(f"{path} belongs to another training: {said}. Use the same settings.")
-        self.model.load_state_dict(checkpoints.without_prefix(tensors, "model."))
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in checkpoints.without_prefix(tensors, "optimizer.").items():
             index, _, key = name.partition(".")
             state.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": notes["groups"]})
+        try:
+            self.model.load_state_dict(checkpoints.without_prefix(tensors, "model."))
+            self.optimizer.load_state_dict({"state": state, "param_groups": notes["groups"]})
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{path} belongs to another model: {error}") from error
         for name, part in self.others.items():
             part.load_state_dict(notes[name])
         torch.set_rng_state(tensors["random"])
@@ -303,7 +311,7 @@ def _check_masks(logits: Tensor, batch: Batch, ignore_index: int) -> None:
     if masks.ndim != 3:
         raise ValueError(
             f"Expected masks [B, H, W] of class indices, got {list(masks.shape)}. "
-            "One-hot masks become indices with masks.argmax(1)."
+            f"{_mask_cure(masks)}"
         )
     wrong = masks[(masks < 0) | (masks >= classes)]
     wrong = wrong[wrong != ignore_index]
@@ -313,6 +321,12 @@ def _check_masks(logits: Tensor, batch: Batch, ignore_index: int) -> None:
             f"(0…{classes - 1}). If that value means “do not count”, pass "
             f"ignore_index={wrong[0].item()}; if not, give the decoder more out_channels."
         )
+
+
+def _mask_cure(masks: Tensor) -> str:
+    if masks.shape[1] == 1:
+        return "Drop the channel in the data set: mask[0]."
+    return "One-hot masks become indices in the data set: mask.argmax(0)."
 
 
 def _finite(loss: Tensor, epoch: int, rates: list[float]) -> float:
