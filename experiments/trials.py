@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import time
 from collections.abc import Callable
@@ -109,8 +111,12 @@ def run(slug: str, where: str, what: str, trial: Trial, seed: int) -> records.Re
     model = trial.model(seed, len(setting.classes))
     weights = class_weights((m for _, m in train), len(setting.classes), setting.ignore_index)
     loss = SegmentationLoss(setting.ignore_index, weights)
+    versions = ["training", {"scenes": "scenes", "streets": "camvid"}[where]]
+    versions += ["weights"] if trial.weights else []
+    sources = [*trial.sources(model), f"experiments/trials.py::{where.upper()}"]
+    provenance = records.provenance(*sources, versions=versions)  # before the code can change
+    state = _state(slug, where, what, seed, provenance)
     started = time.perf_counter()
-    state = ROOT / ".cache" / "trials" / f"{slug} {where} {what} {seed}.safetensors"
     history = fit(
         model,
         train,
@@ -128,9 +134,6 @@ def run(slug: str, where: str, what: str, trial: Trial, seed: int) -> records.Re
     seconds = time.perf_counter() - started
     scores = evaluate(model, report, ignore_index=setting.ignore_index, mixed=setting.mixed)
     image = normalize(report[0][0][None]).to(next(model.parameters()).device)
-    sources = [*trial.sources(model), f"experiments/trials.py::{where.upper()}"]
-    versions = ["training", {"scenes": "scenes", "streets": "camvid"}[where]]
-    versions += ["weights"] if trial.weights else []
     record = {
         "data": where,
         "what": what,
@@ -149,13 +152,19 @@ def run(slug: str, where: str, what: str, trial: Trial, seed: int) -> records.Re
         "seconds": round(seconds, 1),
         "device": next(model.parameters()).device.type,
         "command": f"python -m experiments.claims {slug} --on {where}",
-        "provenance": records.provenance(*sources, versions=versions),
+        "provenance": provenance,
     }
     if where == "streets" and seed == 0:
         _draw(model, report, ROOT / "results" / slug, what)
     records.append(slug, record, key=("data", "what", "seed"))
     state.unlink(missing_ok=True)
     return record
+
+
+def _state(slug: str, where: str, what: str, seed: int, provenance: records.Record) -> Path:
+    """Return where an interrupted trial is kept: somewhere else when its code has changed."""
+    of = hashlib.sha256(json.dumps(provenance, sort_keys=True).encode()).hexdigest()[:8]
+    return ROOT / ".cache" / "trials" / f"{slug} {where} {what} {seed} {of}.safetensors"
 
 
 def _named(classes: tuple[str, ...], values: tuple[float, ...]) -> dict[str, float]:

@@ -288,6 +288,13 @@ def test_only_the_first_seed_on_streets_is_drawn(root):
     assert not (root / "results" / "unet").exists()
 
 
+def test_a_trial_whose_code_has_changed_does_not_go_on_from_the_old_one():
+    then = {"code": {"helpers/bridges/unet.py::UNetDecoder": "0" * 16}}
+    now = {"code": {"helpers/bridges/unet.py::UNetDecoder": "1" * 16}}
+    paths = [trials._state("unet", "scenes", "U-Net", 0, each) for each in (then, now, now)]
+    assert paths[0] != paths[1] == paths[2]
+
+
 def test_an_interrupted_trial_goes_on(root, monkeypatch):
     epochs = []
     whole = trials.fit
@@ -303,9 +310,8 @@ def test_an_interrupted_trial_goes_on(root, monkeypatch):
     monkeypatch.setattr(trials, "fit", interrupted)
     with pytest.raises(KeyboardInterrupt):
         claims.main(command)
-    assert [path.name for path in (root / ".cache" / "trials").iterdir()] == [
-        "unet scenes U-Net 0.safetensors"
-    ]
+    (kept,) = (root / ".cache" / "trials").iterdir()
+    assert re.fullmatch(r"unet scenes U-Net 0 [0-9a-f]{8}\.safetensors", kept.name)
     assert not (root / "results").exists()
 
     def counted(*given, **keywords):
