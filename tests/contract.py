@@ -169,10 +169,6 @@ BUILDERS = {
         inputs=lambda *size: {"x": images(*size)},
         shape=lambda batch, height, width: (batch, 512, *sides("c5", height, width)),
         one_value=one_value_in_c5,
-        faults={
-            "refuses_wrong_inputs": r"x with no batch: .+\n"
-            r"x with one channel more: .+\nx with integers: .+"
-        },
     ),
     "LinearProbe": Builder(
         cls=LinearProbe,
@@ -194,17 +190,16 @@ BUILDERS = {
             "coarsest map first": Misuse(
                 lambda module: module(Pyramid(*reversed(pyramid(2, 64, 96)))),
                 ValueError,
-                r"Expected c5 as \[B, 512, h, w\], got \[2, 64, 32, 48\]: pass in_channels=enc",
+                r"Expected c5 as \[B, 512, h, w\], got \[2, 64, 32, 48\]\. .* in_channels=enc",
             ),
             "without a batch": Misuse(
                 lambda module: module(Pyramid(*(map_[0] for map_ in pyramid(2, 64, 96)))),
                 ValueError,
-                r"Expected c5 as \[B, 512, h, w\], got \[512, 2, 3\]: pass in_channels=enc",
+                r"Expected c5 as \[B, 512, h, w\], got \[512, 2, 3\]\. .* in_channels=enc",
             ),
         },
         unread=("c1", "c2", "c3", "c4"),
         one_value=one_value_in_c5,
-        faults={"refuses_wrong_inputs": "c5 with integers: .+"},
     ),
     "UpBlock": step_up(UpBlock),
     "AddBlock": step_up(AddBlock),

@@ -5,14 +5,15 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from helpers.encoder import Pyramid
+from helpers.encoder import Pyramid, check_image, check_map
 
 
 class TruncatedEncoder(nn.Module):
     """A torchvision ResNet without average pool and classifier.
 
     `forward` takes normalised images `[B, 3, H, W]` and returns the last map alone,
-    `[B, 512, ⌈H/32⌉, ⌈W/32⌉]` for a ResNet-18, values ≥ 0.
+    `[B, 512, ⌈H/32⌉, ⌈W/32⌉]` for a ResNet-18, values ≥ 0. Raises `TypeError` for
+    integers and `ValueError` for a wrong shape or sides below 32.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -22,6 +23,7 @@ class TruncatedEncoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        check_image(x)
         return self.layers(x)
 
 
@@ -69,7 +71,7 @@ class LinearProbe(nn.Module):
 
     `forward` takes a `Pyramid` and returns logits `[B, out_channels, h, w]` of that
     map's size. Raises `ValueError` for a level that does not exist or a map with
-    other channels.
+    other channels, `TypeError` for integers.
 
     Source: Alain and Bengio, Understanding intermediate layers using linear
     classifier probes, 2016.
@@ -89,9 +91,5 @@ class LinearProbe(nn.Module):
 
     def forward(self, pyramid: Pyramid) -> Tensor:
         map_ = pyramid[self.level - 1]
-        if map_.ndim != 4 or map_.shape[1] != self.linear.in_channels:
-            raise ValueError(
-                f"Expected c{self.level} as [B, {self.linear.in_channels}, h, w], "
-                f"got {list(map_.shape)}: pass in_channels=encoder.out_channels."
-            )
+        check_map(f"c{self.level}", map_, self.linear.in_channels)
         return self.linear(self.scale(map_))
