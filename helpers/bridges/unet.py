@@ -44,7 +44,7 @@ class UNetDecoder(nn.Module):
     and returns `[B, out_channels, ⌈H/2⌉, ⌈W/2⌉]`; `Segmenter` brings it to H × W.
     `widths` are the channels after the blocks at c4, c3, c2, c1; `block` is
     `UpBlock` or `AddBlock`. Raises `ValueError` for maps with other channels than
-    `in_channels`, and what its blocks raise.
+    `in_channels`, `TypeError` for integers, and what its blocks raise.
 
     Source: Ronneberger et al., U-Net, MICCAI 2015.
     """
@@ -77,7 +77,10 @@ class UNetDecoder(nn.Module):
 
 
 class AddBlock(nn.Module):
-    """As `UpBlock`, but the skip, projected by a 1×1 convolution, is added."""
+    """As `UpBlock`, but the skip, projected by a 1×1 convolution, is added.
+
+    Takes, returns and raises what `UpBlock` does.
+    """
 
     def __init__(self, in_channels: int, skip_channels: int, out_channels: int):
         super().__init__()
@@ -100,7 +103,7 @@ class Without(nn.Module):
 
     `Without(decoder, "c4", "c3")` takes and returns what `decoder` does. Built for
     comparisons: layers and parameters stay the same, only the information is gone.
-    Raises `ValueError` for a name that is no map's.
+    Raises `ValueError` for a name that is no map's, and what `decoder` raises.
     """
 
     def __init__(self, decoder: nn.Module, *missing: str):
