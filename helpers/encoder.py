@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import os
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,15 @@ class ResNet18Encoder(nn.Module):
     def train(self, mode: bool = True) -> ResNet18Encoder:
         """Switch between training and evaluation; a frozen encoder stays in evaluation."""
         return super().train(mode and not self.frozen)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ResNet18Encoder:
+        # A traced module is copied by tracing again, and then wakes up in training mode.
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        for old, new in zip(self.modules(), copied.modules(), strict=True):
+            new.training = old.training
+        return copied
 
 
 class Segmenter(nn.Module):

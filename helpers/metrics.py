@@ -33,7 +33,9 @@ class BoundaryIoU(Metric):
     `update` takes predicted and true classes, integers `[B, H, W]`; `compute` returns one value
     in 0…1 for each class, accumulated over all updates, NaN for a class that never came. The edge
     of the image is no edge of a thing. Distance is measured along rows and columns at once (a
-    square of side `2 × width + 1`); a pixel with the mask's `ignore_index` counts nowhere.
+    square of side `2 × width + 1`). Pixels with the mask's `ignore_index` are not counted, but a
+    thing that borders on them has an edge there, so that even a perfect prediction, which fills
+    them with something, stays below 1.
 
     Source: Cheng et al., Boundary IoU, CVPR 2021.
     """

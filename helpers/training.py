@@ -259,6 +259,8 @@ class _Run:
         for index, values in state["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in values.items()}
         tensors["random"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random.cuda"] = torch.cuda.get_rng_state()
         notes = {name: part.state_dict() for name, part in self.others.items()}
         notes |= {"groups": state["param_groups"], "settings": self.settings}
         checkpoints.save(path, tensors, {**notes, "history": asdict(history)})
@@ -282,6 +284,8 @@ class _Run:
         for name, part in self.others.items():
             part.load_state_dict(notes[name])
         torch.set_rng_state(tensors["random"])
+        if "random.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random.cuda"])
         return History(**notes["history"])
 
 

@@ -857,3 +857,17 @@ def test_compile_in_one_graph(random_encoder: ResNet18Encoder, whole: bool) -> N
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     x = images(1, 3, 64, 64)
     torch.testing.assert_close(tuple(compiled(x)), tuple(model(x)))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_copy_is_in_the_same_mode_and_on_its_own(frozen):
+    encoder = ResNet18Encoder(None, frozen=frozen)
+    list(encoder.modules())[5].eval()
+    copied = copy.deepcopy(encoder)
+    modes = [[part.training for part in each.modules()] for each in (encoder, copied)]
+    assert modes[0] == modes[1]
+    x = torch.randn(2, 3, 64, 64)
+    assert all(torch.equal(a, b) for a, b in zip(encoder.eval()(x), copied.eval()(x), strict=True))
+    with torch.no_grad():
+        next(copied.parameters()).zero_()
+    assert next(encoder.parameters()).any()
