@@ -75,9 +75,11 @@ def test_every_address_of_the_repository_is_the_configured_one():
     for page in (README, how_to_read):
         assert set(re.findall(r"https://github\.com/[\w.-]+/[\w.-]*\w", page)) == {repository}
     name = repository.removeprefix("https://github.com/")
-    (opened,) = re.findall(r"https://colab\.research\.google\.com/github/([^)]+)", README)
-    assert opened.startswith(f"{name}/blob/main/notebooks/")
-    assert (ROOT / opened.removeprefix(f"{name}/blob/main/")).exists()
+    links = re.findall(r"https://colab\.research\.google\.com/github/([^)]+)", README)
+    assert links
+    for opened in links:
+        assert opened.startswith(f"{name}/blob/main/notebooks/")
+        assert (ROOT / opened.removeprefix(f"{name}/blob/main/")).exists()
 
 
 def test_the_size_of_the_weights_is_stated():
