@@ -304,8 +304,8 @@ plotting.pyramid_diagram(
 
 # %% [markdown]
 # (Nobody has trained it yet, so the mask at its end is noise.) And fault one? The decoder's logits still lie on `c1`'s grid. `Segmenter` takes them to the image's
-# size, bilinearly, and the loss compares them *there*, with the full mask. A block more at full
-# resolution would be the other way; on scenes it brought nothing that justified its cost. Any size goes:
+# size, bilinearly, and the loss compares them *there*, with the full mask. (Chapter 08 looks at other ways
+# to make this last step.) Any size goes:
 
 # %%
 for height, width in [(128, 128), (180, 240), (33, 97)]:
@@ -423,8 +423,9 @@ plot_histories(
 
 # %% [markdown]
 # Below, the same two on four scenes that neither has seen. Pull the slider from the untrained decoder
-# to the last epoch and watch the order of events: first *where something is*, then *what*, and, only in
-# the lower row, *up to which pixel*.
+# to the last epoch and watch the order of events: first *where something is*; then, in the lower row
+# only, *up to which pixel*. *What* it is stays uncertain for longest: after so few epochs one star may
+# be called half a triangle.
 
 # %% tags=["nbval-ignore-output"]
 every = max(1, epochs // 5)
@@ -553,8 +554,8 @@ def margin(where, better, worse, key="miou"):
 assert all(len(measured(w, "U-Net")) >= 3 for w in places)
 
 # %% [markdown]
-# **Skips cure blobs.** On streets, rims only (boundary IoU at two pixels). The bars are means, the
-# points single seeds:
+# **Skips cure blobs.** First the rims, that is, boundary IoU at two pixels. The bars are means, the points
+# single seeds:
 
 # %% tags=["nbval-ignore-output"]
 plotting.show_bars(
@@ -574,8 +575,8 @@ for where in places:
 
 # %% [markdown]
 # Same encoder, same layers, same steps; only the maps differ. This is what the decoders draw on four
-# frames of the unseen drive. (The photographs are not ours to show; the cell after the next brings them
-# to your screen.)
+# frames of the unseen drive. (The photographs are not ours to show; the cell below the picture brings
+# them to your screen.)
 
 # %% tags=["nbval-ignore-output"]
 frames_shown = (10, 35, 60, 85)  # evenly spaced, chosen before the first training
@@ -641,7 +642,8 @@ assert margin("streets", "U-Net, fine-tuned", "U-Net") > 0
 # %% [markdown]
 # Skips do not replace pretraining: with a random encoder, all five maps together are no better than the
 # pretrained `c5` alone. Fine-tuning pays more on scenes, which look like nothing in the encoder's
-# training, than on streets. It also costs several times as much, because nothing can be cached.
+# training, than on streets. And it costs more, because nothing can be cached (see the end of this
+# section).
 #
 # **Which skip matters for which class?** Drop one skip at a time, train anew, and see what each class
 # loses. Red is a loss in percentage points of IoU, blue a gain:
@@ -671,8 +673,8 @@ plotting.show_matrix(
 # %% [markdown]
 # No single skip carries the cure. The four together are worth more than 16 points of mIoU, but take one away, and its
 # neighbours step in. What remains is each map's own share: thin things, rings and poles, miss `c2` most;
-# large shapes, which are told apart by their corners, miss `c3` and `c4`. For the rims alone the fine maps
-# count, whatever the class:
+# squares, triangles and stars, which are told apart by their corners, miss `c3` and `c4`. For the rims
+# alone, averaged over the classes, the fine maps count most:
 
 # %% tags=["nbval-ignore-output"]
 plotting.show_bars(
@@ -743,8 +745,8 @@ assert abs(margin("scenes", "one ReLU", "no ReLU")) < 2
 
 # %% [markdown]
 # One is worth next to nothing, all four are worth several points. And the linear decoder is far from
-# useless: the encoder before it has bent everything already, so even one linear map of *five* levels
-# beats a whole decoder that only sees `c5`. That is why the posted code looks as if it worked.
+# useless: the encoder before it has bent everything already, so that even one linear map of *five* levels
+# beats a whole decoder that only sees `c5`. Posted code without a ReLU looks as if it worked.
 
 # %%
 assert margin("scenes", "no ReLU", "c5 only") > 5
@@ -772,6 +774,10 @@ for record in caching:
     agree = record["ratio"] / record["predicted"]
     narrow = record["what"] == "U-Net, a quarter as wide"
     assert agree < 0.75 if narrow else 0.7 < agree < 1.3
+costs = {r["what"]: 1 + r["encoder_macs"] / r["decoder_macs"] for r in caching}
+print(
+    f"A fine-tuning step has {costs['U-Net']:.1f} times the MACs of a cached one."
+)
 
 # %% [markdown]
 # For the decoders of this page MACs predict it well. A decoder a quarter as wide gains more, but far less

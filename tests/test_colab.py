@@ -1,6 +1,6 @@
 """Each chapter alone, as in Colab: an empty folder, ipywidgets 7, and no `helpers` yet.
 
-The environment is made for this test and sees the packages of the one that runs it, so that it
+Each gets a new environment, which sees the packages of the one that runs it, so that it
 costs seconds; what the chapter's first cell installs lands in it alone.
 """
 
@@ -53,9 +53,9 @@ def repository(tmp_path_factory) -> str:
     return folder.as_uri()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def environment(tmp_path_factory) -> Path:
-    """Make an environment like Colab's and return its folder of packages."""
+    """Make a fresh environment like Colab's and return its folder of packages."""
     folder = tmp_path_factory.mktemp("colab") / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
