@@ -424,8 +424,8 @@ plot_histories(
 # %% [markdown]
 # Below, the same two on four scenes that neither has seen. Pull the slider from the untrained decoder
 # to the last epoch and watch the order of events: first *where something is*; then, in the lower row
-# only, *up to which pixel*. *What* it is stays uncertain for longest: after so few epochs one star may
-# be called half a triangle.
+# only, *up to which pixel*. *What* it is stays uncertain for longest: after so few epochs half a
+# star may be called a triangle.
 
 # %% tags=["nbval-ignore-output"]
 every = max(1, epochs // 5)
