@@ -16,8 +16,8 @@
 #
 # The network finds every object, the loss goes down, and the masks look as if somebody had breathed
 # on the lens: no corners, no thin parts. Nothing is broken. The decoder was only given `c5`, and
-# `c5` does not know where an outline runs. The cure
-# takes one more line: hand over the earlier maps, too.
+# `c5` does not know where an outline runs. The cure takes one more line: hand over the earlier maps,
+# too.
 
 # %% tags=["setup", "hide-input", "nbval-ignore-output"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
 import os
@@ -43,11 +43,12 @@ print(f"torch {torch.__version__} on {device}")
 # %% [markdown]
 # ## What you will see
 #
-# - why a mask decoded from `c5` alone *must* be blobby, before any training;
+# - why a mask decoded from `c5` alone tends to a blob, before any training;
 # - a U-Net decoder as it is often posted, and its three faults: half resolution, sizes, no activation;
 # - the decoder that works at any size, built from one block;
 # - two trainings on this machine, while you wait: `c5` alone against all five maps;
-# - what each skip connection is worth, class by class, on drawn scenes and on real streets.
+# - what skips, pretraining and fine-tuning are worth, on drawn scenes and on real streets;
+# - which skip serves which class, and what one ReLU is worth.
 
 # %%
 import torch
@@ -159,8 +160,8 @@ print("logits", list(shapes(attempt, encoder(normalize(image)))))
 
 # %% [markdown]
 # It runs. **Fault one**: the logits have half the image's height and width, because `c1` has. Compare
-# them with a mask and you get a shape error; shrink the mask to fit, and a pole that is one pixel wide
-# is lost before training starts. Now the street size:
+# them with a mask and you get a shape error; shrink the mask to fit, and half of a pole
+# that is one pixel wide may be lost before training starts. Now the street size:
 
 # %% tags=["raises-exception"]
 with explaining():
@@ -303,9 +304,9 @@ plotting.pyramid_diagram(
 )
 
 # %% [markdown]
-# (Nobody has trained it yet, so the mask at its end is noise.) And fault one? The decoder's logits still lie on `c1`'s grid. `Segmenter` takes them to the image's
-# size, bilinearly, and the loss compares them *there*, with the full mask. (Chapter 08 looks at other ways
-# to make this last step.) Any size goes:
+# (Nobody has trained it yet, so the mask at its end is noise.) And fault one? The decoder's logits still
+# lie on `c1`'s grid. `Segmenter` takes them to the image's size, bilinearly, and the loss compares them
+# *there*, with the full mask. (Chapter 08 looks at other ways to make this last step.) Any size goes:
 
 # %%
 for height, width in [(128, 128), (180, 240), (33, 97)]:
@@ -531,10 +532,10 @@ assert untrained > 20 and trained < untrained / 5
 # %% [markdown]
 # ## Measure the claims
 #
-# One seed and a few seconds prove little. `python -m experiments.claims unet` trains every variant of
-# this page with three seeds, on 400 scenes and on **CamVid**: 266 street photographs from two drives. It
-# reports on scenes and streets that no training saw; the streets are 101 frames of a third drive, 0006R0.
-# Everything below is read from its records.
+# One seed and a few seconds prove little. `python -m experiments.claims unet` trains each variant
+# three times, with three seeds, on 400 scenes and on **CamVid**: 266 street photographs from two drives.
+# It reports on scenes and streets that no training saw; the streets are 101 frames of a third drive,
+# 0006R0. What follows is read from its records.
 
 # %%
 trials = records.load("unet")
@@ -612,7 +613,8 @@ if photographs:
 
 # %% [markdown]
 # **Pretrained or random, frozen or fine-tuned?** Fine-tuning lets the encoder learn along, at a quarter
-# (streets) or an eighth (scenes) of the decoder's learning rate.
+# (streets) or an eighth (scenes) of the decoder's learning rate. The random encoder was never trained,
+# and is frozen like the pretrained one.
 
 # %% tags=["nbval-ignore-output"]
 variants = (
@@ -671,8 +673,8 @@ plotting.show_matrix(
 )
 
 # %% [markdown]
-# No single skip carries the cure. The four together are worth more than 16 points of mIoU, but take one away, and its
-# neighbours step in. What remains is each map's own share: thin things, rings and poles, miss `c2` most;
+# No single skip carries the cure. The four together are worth more than 16 points of mIoU, but take one
+# away, and its neighbours step in. What remains is each map's own share: thin things, rings and poles, miss `c2` most;
 # squares, triangles and stars, which are told apart by their corners, miss `c3` and `c4`. For the rims
 # alone, averaged over the classes, the fine maps count most:
 
