@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -172,6 +173,10 @@ class TestInTheBrowser:
     def test_the_first_page_leads_to_the_book(self, visit):
         page = visit("index.html")
         page.wait_for_url(f"**/{TOC['root']}.html")
+
+    def test_the_page_that_forwards_finds_the_icon_that_browsers_ask_for(self, address):
+        with urlopen(f"{address}/favicon.ico") as answer:  # raises for 404
+            assert answer.status == 200 and answer.read(4) == b"\0\0\1\0"
 
     def test_a_formula_is_typeset_by_the_mathjax_that_comes_with_the_book(self, visit, address):
         page = visit("search.html")
