@@ -535,7 +535,8 @@ assert untrained > 20 and trained < untrained / 5
 # One seed and a few seconds prove little. `python -m experiments.claims unet` trains each variant
 # three times, with three seeds, on 400 scenes and on **CamVid**: 266 street photographs from two drives.
 # It reports on scenes and streets that no training saw; the streets are 101 frames of a third drive,
-# 0006R0. What follows is read from its records.
+# 0006R0. (Single skips, adding and ReLUs were trained on scenes only.) What follows is read from its
+# records.
 
 # %%
 trials = records.load("unet")
