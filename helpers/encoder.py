@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor, nn
 from torchvision.models import ResNet18_Weights, resnet18
@@ -49,9 +50,10 @@ class ResNet18Encoder(nn.Module):
 
     Args:
         weights: `"bundled"` (trained on Tiny ImageNet, comes with this package), `"imagenet"`
-            (torchvision's `IMAGENET1K_V1`, downloaded once, 45 MB) or `None` (random). Where the
-            environment variable `BOOK_WEIGHTS` is set to `imagenet`, `bundled` or `random`, it
-            takes the place of `"bundled"`.
+            (torchvision's `IMAGENET1K_V1`, downloaded once, 45 MB), `None` (random) or your own:
+            the `Path` of a safetensors file with a state dict of torchvision's `resnet18`. Where
+            the environment variable `BOOK_WEIGHTS` is set to `imagenet`, `bundled` or `random`,
+            it takes the place of `"bundled"`.
         frozen: no parameter gets a gradient, and BatchNorm keeps its statistics, even after
             `model.train()`.
 
@@ -65,14 +67,12 @@ class ResNet18Encoder(nn.Module):
     out_channels = OUT_CHANNELS
     strides = STRIDES
 
-    def __init__(self, weights: str | None = "bundled", frozen: bool = True) -> None:
+    def __init__(self, weights: str | Path | None = "bundled", frozen: bool = True) -> None:
         super().__init__()
-        network = resnet18(num_classes=200 if _resolve(weights) == "bundled" else 1000)
-        match _resolve(weights):
-            case "bundled":
-                network.load_state_dict(load_bundled())
-            case "imagenet":
-                network.load_state_dict(load_imagenet())
+        state = _state(weights)
+        network = resnet18(num_classes=len(state["fc.bias"]) if state else 1000)
+        if state:
+            network.load_state_dict(state)
         stages = {"relu": "c1", "layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}
         self.features = create_feature_extractor(network, stages)
         self.frozen = frozen
@@ -269,7 +269,38 @@ def load_bundled() -> dict[str, Tensor]:
             f"{BUNDLED.name} is damaged: its SHA-256 is {found[:12]}…, expected "
             f"{BUNDLED_SHA256[:12]}…. Install the package again."
         )
-    state = load_safetensors(content)
+    return _float32(load_safetensors(content))
+
+
+def load_file(path: str | Path) -> dict[str, Tensor]:
+    """Return a safetensors file's state dict of torchvision's `resnet18`; values are float32.
+
+    Raises `FileNotFoundError` where there is no such file, and `ValueError` where it is not
+    safetensors or belongs to another network.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path} with weights of an encoder.")
+    try:
+        state = load_safetensors(path.read_bytes())
+    except SafetensorError as error:
+        raise ValueError(
+            f"{path.name} is not a safetensors file ({error}). From a .pth file: "
+            "safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)."
+        ) from error
+    with torch.device("meta"):  # names and shapes only, and no random number is drawn
+        expected = resnet18(num_classes=len(state.get("fc.bias", "?"))).state_dict()
+    wrong = [n for n, t in expected.items() if n not in state or state[n].shape != t.shape]
+    wrong += [name for name in state if name not in expected]
+    if wrong:
+        raise ValueError(
+            f"{path.name} is not a state dict of torchvision's resnet18: {len(wrong)} names or "
+            f"shapes differ, first {wrong[0]!r}. Save network.state_dict(), classifier included."
+        )
+    return _float32(state)
+
+
+def _float32(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.float() if t.is_floating_point() else t for name, t in state.items()}
 
 
@@ -290,13 +321,25 @@ def load_imagenet() -> dict[str, Tensor]:
         ) from error
 
 
+def _state(weights: str | Path | None) -> dict[str, Tensor]:
+    """Return the state dict to load; it is empty for random weights."""
+    if isinstance(weights, Path):
+        return load_file(weights)
+    match _resolve(weights):
+        case "bundled":
+            return load_bundled()
+        case "imagenet":
+            return load_imagenet()
+    return {}
+
+
 def _resolve(weights: str | None) -> str:
     name = "random" if weights is None else weights
     if name == "bundled":
         name = os.environ.get("BOOK_WEIGHTS") or "bundled"
     if name not in ("bundled", "imagenet", "random") or weights == "random":
         raise ValueError(
-            f'Unknown weights {name!r}: expected "bundled", "imagenet" or None '
+            f'Unknown weights {name!r}: expected "bundled", "imagenet" or None, or a pathlib.Path '
             "(in the environment variable BOOK_WEIGHTS: bundled, imagenet or random)."
         )
     return name

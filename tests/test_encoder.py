@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.models import ResNet, ResNet18_Weights, resnet18
+from torchvision.models import ResNet, ResNet18_Weights, resnet18, resnet34
 from torchvision.transforms import v2
 
 from helpers import encoder as module
@@ -35,6 +35,7 @@ from helpers.encoder import (
     ResNet18Encoder,
     Segmenter,
     load_bundled,
+    load_file,
     normalize,
 )
 
@@ -319,6 +320,37 @@ def test_missing_bundle_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(module, "BUNDLED", tmp_path / "gone.safetensors")
     with pytest.raises(FileNotFoundError, match=r"gone\.safetensors is missing: install the"):
         ResNet18Encoder()
+
+
+def test_own_weights_come_from_a_file(tmp_path: Path) -> None:
+    network = resnet18(num_classes=7)
+    safetensors.torch.save_file(
+        {k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "own.st"
+    )
+    before = torch.random.get_rng_state()
+    state = load_file(tmp_path / "own.st")
+    assert torch.equal(before, torch.random.get_rng_state())  # reading draws no random number
+    assert same(state, network)
+    encoder = ResNet18Encoder(weights=tmp_path / "own.st")
+    weight = encoder.get_parameter("features.layer4.1.conv2.weight")
+    assert torch.equal(weight, network.layer4[1].conv2.weight)
+
+
+def test_own_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.safetensors"
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*own\.safetensors"):
+        ResNet18Encoder(weights=path)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"own\.safetensors is not a safetensors file.*save_file"):
+        ResNet18Encoder(weights=path)
+    state = {k: v.contiguous() for k, v in resnet34().state_dict().items()}
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(ValueError, match=r"not a state dict of torchvision's resnet18: \d+ names"):
+        ResNet18Encoder(weights=path)
+    state = {k: v for k, v in resnet18().state_dict().items() if k != "fc.bias"}
+    safetensors.torch.save_file(state, path)
+    with pytest.raises(ValueError, match=r"first 'fc\.weight'.*classifier included"):
+        ResNet18Encoder(weights=path)
 
 
 def test_the_environment_switches_the_default_to_random(
