@@ -120,12 +120,17 @@ def _hash_now(path: str) -> str | None:
         return None  # it is gone
 
 
+def find(name: str, **key: object) -> Record | None:
+    """Return the record with these values, or `None`; a stale one does not count."""
+    for record in _read(name):
+        if all(record[k] == value for k, value in key.items()) and not stale(record):
+            return record
+    return None
+
+
 def is_done(name: str, **key: object) -> bool:
     """Tell whether a fresh record with these values exists already; stale ones do not count."""
-    return any(
-        all(record[k] == value for k, value in key.items()) and not stale(record)
-        for record in _read(name)
-    )
+    return find(name, **key) is not None
 
 
 def append(name: str, record: Record, key: Iterable[str]) -> None:

@@ -29,15 +29,19 @@ Pairs = list[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Trial:
-    """What to train: a decoder's builder, `(encoder, number of classes) -> decoder`, an encoder."""
+    """What to train: a decoder's builder, `(encoder, number of classes) -> decoder`, an encoder.
+
+    `weights` is "bundled", `None` for random ones, or a function that returns a file's path.
+    """
 
     decoder: Callable[[ResNet18Encoder, int], nn.Module]
-    weights: str | None = "bundled"
+    weights: str | Callable[[], Path] | None = "bundled"
     frozen: bool = True
 
     def model(self, seed: int, classes: int) -> Segmenter:
         torch.manual_seed(seed)
-        encoder = ResNet18Encoder(self.weights, frozen=self.frozen)
+        weights = self.weights() if callable(self.weights) else self.weights
+        encoder = ResNet18Encoder(weights, frozen=self.frozen)
         return Segmenter(encoder, self.decoder(encoder, classes))
 
     def sources(self, model: Segmenter) -> list[str]:
@@ -112,7 +116,7 @@ def run(slug: str, where: str, what: str, trial: Trial, seed: int) -> records.Re
     weights = class_weights((m for _, m in train), len(setting.classes), setting.ignore_index)
     loss = SegmentationLoss(setting.ignore_index, weights)
     versions = ["training", {"scenes": "scenes", "streets": "camvid"}[where]]
-    versions += ["weights"] if trial.weights else []
+    versions += ["weights"] if trial.weights == "bundled" else []
     sources = [*trial.sources(model), f"experiments/trials.py::{where.upper()}"]
     provenance = records.provenance(*sources, versions=versions)  # before the code can change
     state = _state(slug, where, what, seed, provenance)

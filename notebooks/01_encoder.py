@@ -891,12 +891,12 @@ assert same_shape["pretrained"] > same_shape["random"] + 5
 # %% [markdown]
 # Now by measurement, level by level, and with three questions at once. At a pixel, a linear readout of
 # each level is asked: which *colour* is here? Is there an *edge* within two pixels? Which *shape* does
-# this pixel belong to? `python -m experiments.encoder` asks them with three seeds, for a pretrained
+# this pixel belong to? `python -m experiments.levels` asks them with three seeds, for a pretrained
 # and a random encoder, and writes down what it finds; the picture below is drawn from that record.
 # (R² and accuracy, balanced over the shapes, are 1 at best; guessing has R² 0, AUC ½ and accuracy ⅙.)
 
 # %%
-measured = records.load("encoder")
+measured = records.load("levels")
 questions = {"colour": "R²", "edge": "AUC", "shape": "accuracy"}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -17,10 +18,12 @@ import pytest
 import torch
 from filelock import FileLock
 from PIL import Image
+from torchvision.models import resnet18
 
-from experiments import caching, claims, records, streets, trials, unet
+from experiments import caching, choose, claims, pretrain, records, streets, transfer, trials, unet
 from helpers import camvid, scenes
 from helpers import records as stored
+from helpers.encoder import Pyramid, load_file
 
 REPOSITORY = records.ROOT
 SIDE = (48, 64)
@@ -393,3 +396,75 @@ def test_a_photograph_would_be_found(tmp_path):
 def test_every_trial_that_a_record_names_still_exists(slug):
     named = {(record["data"], record["what"]) for record in stored.load(slug)}
     assert named <= {(data, what) for data in trials.SETTINGS for what in claims.CHAPTERS[slug]}
+
+
+# --- encoders compared
+
+
+def test_the_light_decoder_is_linear_in_each_map_and_sees_no_neighbour():
+    torch.manual_seed(0)
+    decoder = transfer.LightDecoder((64, 64, 128, 256, 512), 5).eval()
+    decoder.norm = torch.nn.Identity()
+    maps = [
+        torch.rand(2, c, s, s) for c, s in zip(decoder.in_channels, (16, 8, 8, 8, 8), strict=True)
+    ]
+    with torch.no_grad():
+        logits = decoder(Pyramid(*maps))
+        columns = torch.cat(maps[1:], 1).flatten(2)  # all on one grid: a pixel is one column
+        weight = torch.cat([each.weight.flatten(1) for each in decoder.project], 1)
+        head = decoder.head.weight.flatten(1)
+        expected = head @ torch.relu(weight @ columns) + decoder.head.bias[:, None]
+    assert logits.shape == (2, 5, 8, 8)
+    torch.testing.assert_close(logits.flatten(2), expected)
+    with pytest.raises(ValueError, match=r"in_channels=encoder\.out_channels"):
+        decoder(Pyramid(*maps[:4], maps[3]))
+
+
+def test_the_first_weights_come_from_history_or_say_how(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "ROOT", tmp_path)
+    with pytest.raises(RuntimeError, match="git fetch --unshallow"):
+        transfer.first()
+    assert not list(tmp_path.rglob("*.part"))
+    command = ["git", "cat-file", "-e", transfer.FIRST_BLOB]
+    if subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode:
+        pytest.skip("this clone does not have the whole history")
+    shutil.copytree(REPOSITORY / ".git", tmp_path / ".git")
+    path = transfer.first()
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == transfer.FIRST_SHA256
+    assert len(load_file(path)["fc.bias"]) == 200
+    path.write_bytes(b"damaged")
+    assert hashlib.sha256(transfer.first().read_bytes()).hexdigest() == transfer.FIRST_SHA256
+
+
+def test_encoders_are_chosen_on_the_clip_for_it_only(tmp_path, monkeypatch, capsys):
+    use(tmp_path, monkeypatch)
+    monkeypatch.setattr(choose.camvid, "CamVid", lambda split: ASKED.append(split) or tiny(split))
+    ASKED.clear()
+    own = tmp_path / "own.safetensors"
+    torch.manual_seed(0)
+    pretrain.write(resnet18(num_classes=3), own)
+    shutil.copytree(REPOSITORY / "experiments", tmp_path / "experiments")
+    monkeypatch.setattr(trials, "STREETS", replace(trials.SETTINGS["streets"], train=("train",)))
+    choose.main([f"own={own}", "--seeds", "2"])
+    assert set(ASKED) == {"train", "tune"}
+    measured = stored.load("choice")
+    assert [(r["encoder"], r["seed"]) for r in measured] == [
+        ("random", 0), ("random", 1), ("own", 0), ("own", 1)
+    ]  # fmt: skip
+    assert measured[2]["sha256"] == hashlib.sha256(own.read_bytes()).hexdigest()
+    assert all(0 <= r["miou"] <= 100 for r in measured)
+    table = [line for line in capsys.readouterr().out.splitlines() if "[" in line]
+    assert [line.split()[0] for line in table] == ["random", "own"]
+    monkeypatch.setattr(choose, "measure", None)  # a second time nothing is measured
+    choose.main([f"own={own}", "--seeds", "2"])
+    assert capsys.readouterr().out.splitlines() == table
+    with pytest.raises(SystemExit):
+        choose.main(["own"])
+    assert "NAME=FILE" in capsys.readouterr().err
+
+
+ASKED: list[str] = []
+
+
+def tiny(split: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return streets_like(3, {"train": 0, "tune": 5}[split])

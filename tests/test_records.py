@@ -25,7 +25,7 @@ def results(tmp_path, monkeypatch):
 
 
 def test_there_are_records_to_check():
-    assert {"encoder", "scenes"} <= set(ALL)
+    assert {"levels", "scenes"} <= set(ALL)
 
 
 @pytest.mark.parametrize("name", ALL)

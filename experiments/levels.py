@@ -1,4 +1,4 @@
-"""Asks each level of the encoder three questions: `python -m experiments.encoder`.
+"""Asks each level of the encoder three questions: `python -m experiments.levels`.
 
 At single pixels of unseen scenes, a linear readout of each level is asked which colour is there,
 whether an edge is near, and which shape the pixel belongs to. Pretrained beside random, 3 seeds.
@@ -23,7 +23,7 @@ from experiments import records
 from helpers import scenes
 from helpers.encoder import ResNet18Encoder, normalize
 
-SOURCES = ("experiments/encoder.py",)
+SOURCES = ("experiments/levels.py",)
 STRENGTHS = np.logspace(0, 5, 11)
 TRAIN, TEST, PIXELS = 300, 100, 60
 
@@ -114,12 +114,12 @@ def measure(weights: str, seed: int) -> None:
         "seconds": round(time.perf_counter() - start, 1),
         "provenance": records.provenance(*SOURCES),
     }
-    records.append("encoder", record, key=("weights", "seed"))
+    records.append("levels", record, key=("weights", "seed"))
     print(weights, seed, {q: [round(v, 3) for v in s] for q, s in scores.items()}, flush=True)
 
 
 if __name__ == "__main__":
     for seed in range(3):
         for weights in ("bundled", "random"):
-            if not records.is_done("encoder", weights=weights, seed=seed):
+            if not records.is_done("levels", weights=weights, seed=seed):
                 measure(weights, seed)
