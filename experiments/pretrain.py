@@ -125,8 +125,10 @@ class Run:
         own, pasted = (self._loss(logits.float(), each) for each in (labels, others))
         loss = (kept * own + (1 - kept) * pasted).mean()
         self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        scaler = self.precision.scaler  # does nothing, unless on a GPU without bfloat16
+        scaler.scale(loss).backward()
+        scaler.step(self.optimizer)
+        scaler.update()
         self.average.update_parameters(self.network)
         self.step += 1
         return torch.stack([loss.detach(), (logits.argmax(1) == labels).float().mean()])

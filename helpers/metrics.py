@@ -17,7 +17,8 @@ class Scores(NamedTuple):
     """How well a model segments a data set, every value in per cent.
 
     `iou` and `boundary_iou` hold one value for each class, NaN where neither the masks nor the
-    predictions have it; `miou` and `boundary_miou` are their means without the NaNs.
+    predictions have it, and for a class that is ignored; `miou` and `boundary_miou` are their
+    means without the NaNs.
     """
 
     miou: float

@@ -111,6 +111,7 @@ def fit(
     encoder_rate = rate / 10 if encoder_rate is None else encoder_rate
     settings = dict(epochs=epochs, batch_size=batch_size, rate=rate, encoder_rate=encoder_rate)
     settings |= dict(flip=flip, seed=seed, images=count)
+    settings |= dict(cache=cache, mixed=mixed, ignore_index=ignore_index)
     precision = Precision(device, mixed)
     loss = loss or SegmentationLoss(ignore_index)
     for part in (model, loss):
@@ -201,7 +202,7 @@ def evaluate(
             rims = rims or BoundaryIoU(logits.shape[1], width, ignore_index).to(logits.device)
             rims.update(logits.argmax(1), batch.masks)
     assert score.metric is not None and rims is not None
-    iou, boundary = 100 * score.metric.compute(), 100 * rims.compute()
+    iou, boundary = score.iou(), _without(100 * rims.compute(), ignore_index)
     counts = score.metric.confmat
     return Scores(
         miou=iou.nanmean().item(),
@@ -239,9 +240,19 @@ class _Score:
             ).to(logits.device)
         self.metric.update(logits.detach().argmax(1), masks)
 
-    def miou(self) -> float:
+    def iou(self) -> Tensor:
         assert self.metric is not None
-        return 100 * self.metric.compute().nanmean().item()
+        return _without(100 * self.metric.compute(), self.ignore_index)
+
+    def miou(self) -> float:
+        return self.iou().nanmean().item()
+
+
+def _without(values: Tensor, ignore_index: int) -> Tensor:
+    """Give a class that is ignored no value: it would be 0, whatever was predicted."""
+    if 0 <= ignore_index < len(values):
+        values[ignore_index] = math.nan
+    return values
 
 
 class _Run:

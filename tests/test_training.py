@@ -443,6 +443,9 @@ def test_resuming_what_is_complete_trains_no_more(checkpoint: Path) -> None:
         ({"flip": False}, "flip was True, is False"),
         ({"seed": 1}, "seed was 0, is 1"),
         ({"data": pairs(3)}, "images was 4, is 3"),
+        ({"mixed": True}, "mixed was None, is True"),
+        ({"cache": True}, "cache was False, is True"),
+        ({"ignore_index": 2}, "ignore_index was -100, is 2"),
     ],
 )
 def test_resuming_with_other_settings_names_them(
@@ -678,6 +681,17 @@ def test_scores_are_those_of_all_pixels_together() -> None:
         assert found.accuracy == pytest.approx(100 * np.trace(counts) / counts.sum(), rel=1e-5)
         assert len(found.boundary_iou) == classes and math.isnan(found.boundary_iou[5])
         assert found.boundary_miou == pytest.approx(np.nanmean(found.boundary_iou), rel=1e-5)
+
+
+def test_a_class_that_is_ignored_has_no_score() -> None:
+    masks = torch.stack([mask for _, mask in pairs(2)])
+    wrong = masks.where(masks != 1, 0)  # predicted where 1 was wanted: counts against 1 alone
+    oracle = model(decoder=ReadImage, classes=CLASSES)
+    data = list(zip(written(wrong), masks, strict=True))
+    scores = evaluate(oracle, data, ignore_index=0)
+    for values in (scores.iou, scores.boundary_iou):
+        assert math.isnan(values[0]) and values[1] == 0 and values[2] > 0
+    assert scores.miou == pytest.approx(scores.iou[2] / 2)
 
 
 def test_a_perfect_model_has_a_hundred_per_cent() -> None:
