@@ -109,8 +109,8 @@ def fit(
     count = len(data)  # type: ignore[arg-type]
     _check_counts(epochs=epochs, batch_size=batch_size, images=count)
     encoder_rate = rate / 10 if encoder_rate is None else encoder_rate
-    settings = dict(epochs=epochs, batch_size=batch_size, rate=rate, encoder_rate=encoder_rate)
-    settings |= dict(flip=flip, seed=seed, images=count)
+    settings: dict[str, Any] = dict(epochs=epochs, batch_size=batch_size, rate=rate)
+    settings |= dict(encoder_rate=encoder_rate, flip=flip, seed=seed, images=count)
     settings |= dict(cache=cache, mixed=mixed, ignore_index=ignore_index)
     precision = Precision(device, mixed)
     loss = loss or SegmentationLoss(ignore_index)
@@ -245,7 +245,7 @@ class _Score:
         return _without(100 * self.metric.compute(), self.ignore_index)
 
     def miou(self) -> float:
-        return self.iou().nanmean().item()
+        return float(self.iou().nanmean())
 
 
 def _without(values: Tensor, ignore_index: int) -> Tensor:
