@@ -310,6 +310,7 @@ def _report(run: Run, given: argparse.Namespace, unseen: Data) -> None:
         "minutes": round(run.seconds / 60, 1),
         "device": run.device.type,
         "processes": run.world,
+        "torch": torch.__version__.split("+")[0],
         "history": run.history,
     }
     given.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

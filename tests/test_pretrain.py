@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from torchmetrics.functional.classification import multiclass_accuracy
 from torchvision.models import resnet18
 
-from experiments import augment, pretrain, records, tiny_imagenet
+from experiments import adopt, augment, pretrain, records, tiny_imagenet
 from experiments.recipe import CPU, SMOKE, Recipe
-from helpers.encoder import ResNet18Encoder
+from helpers.encoder import BUNDLED_SHA256, ResNet18Encoder
 from helpers.feeding import Precision
+from tools import model_card
 
 IDS = ["n30", "n10", "n20", "n40"]  # not in order, as in the real list
 TRAIN, UNSEEN = 40, 10  # of each class
@@ -311,3 +312,86 @@ def test_a_batch_that_cannot_be_filled_is_refused(folder: Path) -> None:
     data = tiny_imagenet.load(folder, "val")
     with pytest.raises(ValueError, match="batch of 64 does not fit 40 images"):
         pretrain.Run(Recipe(**{**SMOKE, "batch": 64}), data, 4)
+
+
+# --- made the bundled one
+
+
+CARD = """# A card
+
+By hand.
+
+<!-- file: written by make sync -->
+<!-- end -->
+<!-- top1: written by make sync -->
+old
+<!-- end -->
+<!-- training: written by make sync -->
+<!-- end -->
+<!-- transfer: written by make sync -->
+<!-- end -->
+<!-- chosen: written by make sync -->
+<!-- end -->
+
+Also by hand.
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """What adopting changes, and records to fill a card with."""
+    for path in (adopt.BUNDLED, adopt.PINNED):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes((records.ROOT / path).read_bytes())
+    (tmp_path / model_card.CARD).write_text(CARD, encoding="utf-8")
+    (tmp_path / "results").mkdir()
+    measured = [
+        {"data": data, "what": f"{name}, {how}", "miou": 10 * i + j + seed}
+        for i, data in enumerate(("scenes", "streets"))
+        for j, name in enumerate(("random", "first", "bundled"))
+        for how in ("frozen", "fine-tuned")
+        for seed in range(3)
+    ]
+    (tmp_path / "results" / "encoder.json").write_text(json.dumps(measured))
+    compared = [{"encoder": name, "miou": 20.0} for name in ("random", "old", "new")]
+    (tmp_path / "results" / "choice.json").write_text(json.dumps(compared))
+    return tmp_path
+
+
+def test_adopting_copies_pins_and_reports(whole: tuple[Path, dict], repository: Path) -> None:
+    out, report = whole
+    adopt.adopt(out, repository)
+    assert (repository / adopt.BUNDLED).read_bytes() == out.read_bytes()
+    pinned = (repository / adopt.PINNED).read_text(encoding="utf-8")
+    assert f'BUNDLED_SHA256 = "{report["sha256"]}"' in pinned and BUNDLED_SHA256 not in pinned
+    (kept,) = json.loads((repository / "results" / "pretrain.json").read_text(encoding="utf-8"))
+    assert kept["top1"] == report["top1"]
+    assert records.stale(kept) == ["weights"]  # of the repository that is not the copy
+    card = model_card.make_card(repository)
+    assert report["sha256"] in card and f"{out.stat().st_size:,} bytes" in card
+    assert f"| top-1 | {report['top1']['48']:.1f} % |" in card and "\nold\n" not in card
+    assert (
+        "| streets, fine-tuned | 11.0 (10.0–12.0) | 12.0 (11.0–13.0) | 13.0 (12.0–14.0) |" in card
+    )
+    assert "| mIoU, % | random | old | new |" in card
+    assert card.startswith("# A card\n\nBy hand.\n") and card.endswith("\nAlso by hand.\n")
+    (repository / model_card.CARD).write_text(card, encoding="utf-8")
+    assert model_card.make_card(repository) == card
+
+
+def test_what_cannot_be_bundled_is_refused(
+    whole: tuple[Path, dict], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    monkeypatch.setattr(adopt, "LARGEST", 1000)
+    with pytest.raises(ValueError, match="expected 1,000 at most"):
+        adopt.adopt(whole[0], repository)
+    other = tmp_path / "other.safetensors"
+    pretrain.write(resnet18(num_classes=4), other)
+    before[other] = other.read_bytes()
+    report = other.with_suffix(".json")
+    report.write_text(json.dumps(whole[1]), encoding="utf-8")
+    before[report] = report.read_bytes()
+    with pytest.raises(ValueError, match=r"report beside other\.safetensors is about another file"):
+        adopt.adopt(other, repository)
+    assert before == {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tools import notebook
+from tools import model_card, notebook
 from tools.project import ROOT, chapters, repository_url, write
 
 # What stands before the repository's "owner/name" wherever a page says it.
@@ -65,6 +65,8 @@ def expected(root: Path) -> Iterator[tuple[Path, str | None]]:
             yield module, GENERATED.format(source.stem) + code
     for orphan in {*bridges.glob("*.py"), *(root / "notebooks").glob("*.ipynb")} - derived:
         yield orphan, None
+    if (root / model_card.CARD).exists():
+        yield root / model_card.CARD, model_card.make_card(root)
     if (root / "tools" / "error_index.py").exists():
         from tools.error_index import PAGE, make_page  # only here: it loads torch
 

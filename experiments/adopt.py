@@ -1,0 +1,54 @@
+"""Makes an encoder of `experiments.pretrain` the bundled one: `python -m experiments.adopt FILE`.
+
+Copies the weights, pins their SHA-256 and keeps the report as `results/pretrain.json`. Every record
+that rests on the old weights is stale from then on, and so is the model card: CONTRIBUTING.md says
+what to run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+from experiments.records import ROOT
+from helpers.encoder import load_file
+
+LARGEST = 23.5e6  # bytes
+BUNDLED = Path("helpers", "weights", "resnet18-tiny-imagenet-fp16.safetensors")
+PINNED = Path("helpers", "encoder.py")
+
+
+def adopt(file: Path, root: Path = ROOT) -> None:
+    """Copy, pin, record; raises `ValueError` for a file that cannot be bundled."""
+    load_file(file)
+    content = file.read_bytes()
+    report = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
+    new, old = (hashlib.sha256(c).hexdigest() for c in (content, (root / BUNDLED).read_bytes()))
+    if report["sha256"] != new:
+        raise ValueError(
+            f"The report beside {file.name} is about another file: {report['sha256']}."
+        )
+    if len(content) > LARGEST:
+        raise ValueError(
+            f"{file.name} has {len(content):,} bytes; expected {LARGEST:,.0f} at most."
+        )
+    provenance = {"code": {}, "weights": new[:16], "torch": report.pop("torch")}
+    record = {**report, "command": "python -m experiments.pretrain", "provenance": provenance}
+    pinned = (root / PINNED).read_text(encoding="utf-8").replace(old, new)
+    _write(root / "results" / "pretrain.json", (json.dumps([record], indent=1) + "\n").encode())
+    _write(root / BUNDLED, content)
+    _write(root / PINNED, pinned.encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    part = path.with_name(f"{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", type=Path)
+    adopt(parser.parse_args().file)
