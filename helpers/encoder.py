@@ -173,7 +173,10 @@ def check_image(x: Tensor) -> None:
 
 
 def check_pyramid(pyramid: Sequence[Tensor], channels: Sequence[int]) -> None:
-    """Raise a clear `ValueError` unless these are maps `[B, C, h, w]` with the given channels."""
+    """Raise a clear `ValueError` unless these are maps `[B, C, h, w]` with the given channels.
+
+    All of them must come from one batch: a single image's map would be added to all the others.
+    """
     names = Pyramid._fields
     if len(pyramid) != len(channels):
         raise ValueError(
@@ -182,6 +185,11 @@ def check_pyramid(pyramid: Sequence[Tensor], channels: Sequence[int]) -> None:
         )
     for name, map_, count in zip(names, pyramid, channels, strict=True):
         check_map(name, map_, count)
+        if map_.shape[0] != pyramid[0].shape[0]:
+            raise ValueError(
+                f"Expected maps of one batch, got {names[0]} of {pyramid[0].shape[0]} images and "
+                f"{name} of {map_.shape[0]}. Pass what one call of the encoder returned."
+            )
 
 
 def check_map(name: str, map_: Tensor, channels: int) -> None:

@@ -155,6 +155,11 @@ UNET = Builder(
             ValueError,
             r"Expected 5 maps, got 4\. Pass all that the encoder returned",
         ),
+        "a map of another batch": Misuse(
+            lambda module: module(pyramid(4, 64, 96)._replace(c3=map_of("c3", 1, 64, 96))),
+            ValueError,
+            r"Expected maps of one batch, got c1 of 4 images and c3 of 1\.",
+        ),
     },
 )
 
