@@ -1,6 +1,8 @@
 """`make sync` and `make notebooks`, on a small repository with one small chapter."""
 
+import configparser
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -223,3 +225,27 @@ def test_a_failing_chapter_is_left_as_it_was(repository):
 
 def test_an_unknown_chapter_is_refused(repository):
     assert "01_short" in repository.execute("99_nothing")
+
+
+@pytest.mark.parametrize("color", ["", "\x1b[32m", "\x1b[1;32m", "\x1b[0m"])
+@pytest.mark.parametrize(
+    ("path", "kept"),
+    [
+        (
+            "/opt/venv/lib/python3.11/site-packages/torch/nn/modules/linear.py",
+            "torch/nn/modules/linear.py",
+        ),
+        ("/tmp/ipykernel_12/345.py", "<cell>"),
+        ("torch/nn/functional.py", "torch/nn/functional.py"),
+        ("helpers/encoder.py", "helpers/encoder.py"),
+    ],
+)
+def test_a_stored_traceback_names_packages_not_places_and_keeps_its_colors(color, path, kept):
+    line = f"File {color}{path}:134\x1b[39m, in forward"
+    wanted = f"File {color}{kept}:134\x1b[39m, in forward"
+    assert run_notebooks.stable(line, Path("/somewhere")) == wanted
+    config = configparser.ConfigParser()
+    config.read(Path(__file__).with_name("nbval.cfg"), encoding="utf-8")
+    for section in ("cell", "packages", "helpers"):
+        line = re.sub(config[section]["regex"], config[section]["replace"], line)
+    assert line == wanted

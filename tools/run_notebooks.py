@@ -21,8 +21,9 @@ from tools.project import ROOT, chapters, write
 
 LARGEST = 1_500_000
 # What differs between machines or runs and tells a reader nothing. A path is matched from its start
-# on only: without that, the long lines of an embedded picture would take minutes.
-START = r"(?<![\w./-])[\w./-]*/"
+# on only: without that, the long lines of an embedded picture would take minutes. In a traceback it
+# begins right after the code of a color, which is to stay.
+START = r"(?:(?<=\x1b\[\dm)|(?<=\x1b\[\d\dm)|(?<=\x1b\[\d;\d\dm)|(?<![\w./-]))/[\w./-]*/"
 VARYING = [
     (re.compile(START + r"ipykernel_\d+/\d+\.py"), "<cell>"),
     (re.compile(START + r"site-packages/"), ""),
