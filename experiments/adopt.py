@@ -10,22 +10,26 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from experiments.records import ROOT
 from helpers.encoder import load_file
 
 LARGEST = 23.5e6  # bytes
+CLASSES = 200
+PIN = re.compile(r'^(BUNDLED_SHA256 = ")[0-9a-f]{64}(")', re.MULTILINE)
 BUNDLED = Path("helpers", "weights", "resnet18-tiny-imagenet-fp16.safetensors")
 PINNED = Path("helpers", "encoder.py")
 
 
 def adopt(file: Path, root: Path = ROOT) -> None:
     """Copy, pin, record; raises `ValueError` for a file that cannot be bundled."""
-    load_file(file)
-    content = file.read_bytes()
+    state, content = load_file(file), file.read_bytes()
+    new = hashlib.sha256(content).hexdigest()
     report = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-    new, old = (hashlib.sha256(c).hexdigest() for c in (content, (root / BUNDLED).read_bytes()))
+    if len(state["fc.bias"]) != CLASSES or not all(t.isfinite().all() for t in state.values()):
+        raise ValueError(f"{file.name}: expected {CLASSES} classes and finite numbers.")
     if report["sha256"] != new:
         raise ValueError(
             f"The report beside {file.name} is about another file: {report['sha256']}."
@@ -35,8 +39,11 @@ def adopt(file: Path, root: Path = ROOT) -> None:
             f"{file.name} has {len(content):,} bytes; expected {LARGEST:,.0f} at most."
         )
     provenance = {"code": {}, "weights": new[:16], "torch": report.pop("torch")}
-    record = {**report, "command": "python -m experiments.pretrain", "provenance": provenance}
-    pinned = (root / PINNED).read_text(encoding="utf-8").replace(old, new)
+    source = (root / PINNED).read_text(encoding="utf-8")
+    pinned, places = PIN.subn(rf"\g<1>{new}\g<2>", source)
+    if places != 1:
+        raise ValueError(f"{PINNED} pins {places} hashes; expected the one of {BUNDLED.name}.")
+    record = {**report, "provenance": provenance}
     _write(root / "results" / "pretrain.json", (json.dumps([record], indent=1) + "\n").encode())
     _write(root / BUNDLED, content)
     _write(root / PINNED, pinned.encode())

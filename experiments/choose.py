@@ -17,7 +17,13 @@ from helpers import camvid
 from helpers.metrics import SegmentationLoss, class_weights
 from helpers.training import evaluate, fit
 
-SOURCES = ("experiments/transfer.py::light", "experiments/trials.py::STREETS")
+SOURCES = (
+    "experiments/choose.py::measure",
+    "experiments/transfer.py::light",
+    "experiments/trials.py::STREETS",
+)
+
+COMMAND = "python -m experiments.choose NAME=FILE"
 
 
 def measure(file: Path | None, seed: int, train: trials.Pairs, tune: trials.Pairs) -> float:
@@ -40,6 +46,10 @@ def measure(file: Path | None, seed: int, train: trials.Pairs, tune: trials.Pair
     return evaluate(model, tune, ignore_index=setting.ignore_index, mixed=setting.mixed).miou
 
 
+def _digest(file: Path | None) -> str | None:
+    return file and hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("encoders", nargs="*", metavar="NAME=FILE", help="besides random ones")
@@ -48,15 +58,18 @@ def main(arguments: list[str] | None = None) -> None:
     files: dict[str, Path | None] = {"random": None}
     for each in given.encoders:
         name, sign, file = each.partition("=")
-        if not sign or not Path(file).is_file():
-            parser.error(f"expected NAME=FILE with a file that exists, got {each!r}")
+        if not sign or name == "random" or not Path(file).is_file():
+            parser.error(f"expected NAME=FILE, another name and a file that exists, got {each!r}")
         files[name] = Path(file)
+        digest = _digest(files[name])
+        if any(r["encoder"] == name and r["sha256"] != digest for r in records.all_of("choice")):
+            parser.error(f"{name!r} is already measured with another file: choose another name")
     train, tune = (
         [part[i] for i in range(len(part))]
         for part in (camvid.CamVid(*trials.STREETS.train), camvid.CamVid("tune"))
     )
     for name, path in files.items():
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path else None
+        digest = _digest(path)
         found = []
         for seed in range(given.seeds):
             key = {"encoder": name, "sha256": digest, "seed": seed}
@@ -64,7 +77,8 @@ def main(arguments: list[str] | None = None) -> None:
             if not record:
                 provenance = records.provenance(*SOURCES, versions=("camvid", "training"))
                 miou = round(measure(path, seed, train, tune), 2)
-                record = {**key, "miou": miou, "images": len(tune), "provenance": provenance}
+                record = {**key, "miou": miou, "images": len(tune), "command": COMMAND}
+                record["provenance"] = provenance
                 records.append("choice", record, key=("encoder", "seed"))
             found.append(record["miou"])
         print(f"{name:12} {statistics.mean(found):.2f}  {found}", flush=True)

@@ -31,6 +31,7 @@ from helpers import checkpoints
 from helpers.encoder import load_file, normalize
 from helpers.feeding import Precision
 
+OUT = Path(".cache/pretrain/encoder.safetensors")
 MEASURED = (64, 96, 112, 128, 160)  # sides, in pixels, to tell the accuracy at
 Data = tuple[Tensor, Tensor]  # images as bytes [N, 3, 64, 64], labels [N]
 
@@ -39,16 +40,16 @@ class Run:
     """One training: where it stands, how it is saved, how it goes on.
 
     Everything random comes from the recipe's seed and the number of the step, so a run that is
-    resumed ends with the very weights of one that was not (with a budget in epochs; minutes
-    depend on the machine). Raises `ValueError` for a batch that the data or the processes cannot
-    fill.
+    resumed ends with the very weights of one that was not: on a CPU, with a budget in epochs (how
+    far minutes reach depends on the machine; a GPU adds in no fixed order). Raises `ValueError`
+    for a batch that the data or the processes cannot fill.
     """
 
     def __init__(self, recipe: Recipe, data: Data, classes: int, start: Path | None = None):
         self.recipe = recipe
         self.rank, self.world = _place()
         gpu = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-        self.precision = Precision(gpu, mixed=True)
+        self.precision = Precision(gpu, recipe.mixed)
         self.device = self.precision.device
         self.images, self.labels = (part.to(self.device) for part in data)
         if recipe.batch > len(self.images) or recipe.batch % self.world:
@@ -57,6 +58,13 @@ class Run:
                 f"{self.world} processes: take one that is smaller, and a multiple of {self.world}."
             )
         self.steps_per_epoch = len(self.images) // recipe.batch
+        self.settings = {
+            **json.loads(json.dumps(asdict(recipe))),
+            "start": start and hashlib.sha256(start.read_bytes()).hexdigest(),
+            "images": len(self.images),
+            "classes": classes,
+            "processes": self.world,
+        }
         torch.manual_seed(recipe.seed)
         network = resnet18(num_classes=classes)
         if start:
@@ -85,22 +93,35 @@ class Run:
         return min(self.step / (self.recipe.epochs * self.steps_per_epoch), 1.0)
 
     def train(self, state: Path, save_every: float, log_every: float) -> None:
-        """Go on until the budget is spent; both intervals are in seconds."""
-        start = saved = logged = time.perf_counter()
-        before = self.seconds
+        """Go on until the budget is spent; both intervals are in seconds.
+
+        Raises `FloatingPointError` where the loss is no number any more; `state` stays as it was.
+        """
+        before = saved = logged = self.seconds
+        start = time.perf_counter()
         sums, count = torch.zeros(2, device=self.device), 0
-        while not self._agree(self.share >= 1):
+        while self.share < 1:
             sums += self._step()
             count += 1
-            now = time.perf_counter()
-            self.seconds = before + now - start
-            if self._agree(now - logged >= log_every or self.share >= 1):
+            self.seconds = self._agreed(before + time.perf_counter() - start)
+            logs = self.seconds - logged >= log_every or self.share >= 1
+            saves = self.seconds - saved >= save_every or self.share >= 1
+            if logs or saves:
+                self._check(sums)
+            if logs:
                 self._log(*(sums / count).tolist())
-                sums, count, logged = torch.zeros_like(sums), 0, now
-            if self._agree(now - saved >= save_every):
+                sums, count, logged = torch.zeros_like(sums), 0, self.seconds
+            if saves:
                 self.save(state)
-                saved = now
-        self.save(state)
+                saved = self.seconds
+
+    def _check(self, sums: Tensor) -> None:
+        if not sums.isfinite().all():
+            raise FloatingPointError(
+                f"The loss is {float(sums[0])} before step {self.step}: the rate of "
+                f"{self.recipe.rate} is too high for batches of {self.recipe.batch}. Train anew "
+                "with a lower --rate, and another --out or without the old state."
+            )
 
     def _step(self) -> Tensor:
         """Train on one batch; return its loss and its accuracy, 0…1."""
@@ -149,13 +170,13 @@ class Run:
     def _pixels(self, chosen: Tensor) -> Tensor:
         return self.images[chosen].float() / 255
 
-    def _agree(self, wish: bool) -> bool:
-        """Let process 0 decide for all: their clocks differ."""
+    def _agreed(self, seconds: float) -> float:
+        """Return process 0's time: by their own clocks, processes would train differently."""
         if self.world == 1:
-            return wish
-        decision = torch.tensor(float(wish), device=self.device)
-        dist.broadcast(decision, 0)
-        return bool(decision)
+            return seconds
+        shared = torch.tensor(seconds, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, 0)
+        return float(shared)
 
     def _log(self, loss: float, accuracy: float) -> None:
         line = {
@@ -178,24 +199,26 @@ class Run:
         tensors = {f"{k}.{n}": t for k, part in parts.items() for n, t in part.state_dict().items()}
         for index, each in self.optimizer.state_dict()["state"].items():
             tensors[f"momentum.{index}"] = each["momentum_buffer"]
-        notes = {name: getattr(self, name) for name in ("step", "seconds", "history")}
-        checkpoints.save(path, tensors, {**notes, "recipe": asdict(self.recipe)})
+        notes = {name: getattr(self, name) for name in ("step", "seconds", "history", "settings")}
+        checkpoints.save(path, tensors, {**notes, "scaler": self.precision.scaler.state_dict()})
 
     def resume(self, path: Path) -> None:
-        """Take over where a saved run stood; raises `ValueError` for one of another recipe."""
+        """Take over where a saved run stood; raises `ValueError` for one of other settings."""
         tensors, notes = checkpoints.load(path)
-        then, now = notes["recipe"], json.loads(json.dumps(asdict(self.recipe)))
+        then, now = notes["settings"], self.settings
         changed = {k: f"{then.get(k)}, now {now[k]}" for k in now if then.get(k) != now[k]}
         if changed:
             raise ValueError(
                 f"{path} belongs to a training with other settings: {changed}. Give the same "
-                "options again, or another --out, or delete the file to start anew."
+                "options on the same kind of device (a CPU has other defaults than a GPU), or "
+                "another --out, or delete the file to start anew."
             )
         self.network.load_state_dict(checkpoints.without_prefix(tensors, "network."))
         self.average.load_state_dict(checkpoints.without_prefix(tensors, "average."))
         momentum = checkpoints.without_prefix(tensors, "momentum.")
         buffers = {int(index): {"momentum_buffer": t} for index, t in momentum.items()}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": buffers})
+        self.precision.scaler.load_state_dict(notes["scaler"])
         self.step, self.seconds, self.history = (
             notes[name] for name in ("step", "seconds", "history")
         )
@@ -235,11 +258,17 @@ def accuracy(network: nn.Module, data: Data, side: int, precision: Precision) ->
 
 
 def write(network: nn.Module, path: Path) -> str:
-    """Write a float16 state dict for torchvision's `resnet18`, atomically; return its SHA-256."""
+    """Write a float16 state dict for torchvision's `resnet18`, atomically; return its SHA-256.
+
+    Raises `FloatingPointError` for values that float16 cannot hold.
+    """
     tensors = {
         name: (each.half() if each.is_floating_point() else each).cpu().contiguous()
         for name, each in network.state_dict().items()
     }
+    wrong = [name for name, each in tensors.items() if not each.isfinite().all()]
+    if wrong:
+        raise FloatingPointError(f"{', '.join(wrong)} cannot be written as float16.")
     # One entry only: safetensors writes several in random order, and the hash would change.
     notes = {"made_by": "experiments.pretrain, a torchvision resnet18"}
     part = path.with_name(f"{path.name}.part")
@@ -270,10 +299,10 @@ def main(arguments: list[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--data", required=True, type=Path, help="Tiny ImageNet's folder")
-    out = Path(".cache/pretrain/encoder.safetensors")
-    parser.add_argument("--out", default=out, type=Path, help="its state and report lie beside it")
+    parser.add_argument("--out", type=Path, help=f"default {OUT}; state and report lie beside it")
     parser.add_argument("--start", type=Path, help="weights to begin with (safetensors)")
-    parser.add_argument("--smoke", action="store_true", help="a small try: is all in order?")
+    parser.add_argument("--smoke", action="store_true", help="a small try on a few images")
+    parser.add_argument("--mixed", action="store_true", default=None, help="bfloat16 on a CPU")
     parser.add_argument("--save-every", type=float, default=300, help="seconds")
     parser.add_argument("--log-every", type=float, default=60, help="seconds; 0: every step")
     for name in ("epochs", "minutes", "batch", "rate", "first", "seed"):
@@ -283,38 +312,53 @@ def main(arguments: list[str] | None = None) -> None:
     preset = SMOKE if given.smoke else {} if torch.cuda.is_available() else CPU
     recipe = Recipe(**preset | chosen)
     train, unseen = (tiny_imagenet.load(given.data, part) for part in ("train", "val"))
+    if given.smoke:
+        train, unseen = _few(train), _few(unseen)
     run = Run(recipe, train, len(tiny_imagenet.classes(given.data)), given.start)
+    given.out = given.out or (OUT.with_stem("smoke") if given.smoke else OUT)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     state = given.out.with_suffix(".state")
     if state.exists():
         run.resume(state)
     run.train(state, given.save_every, given.log_every)
     if run.rank == 0:
-        _report(run, given, unseen)
+        flags = [
+            f"--{name}" if value is True else f"--{name} {value}" for name, value in chosen.items()
+        ]
+        flags += ["--smoke"] * given.smoke + ["--start FILE"] * bool(given.start)
+        _report(run, given.out, unseen, " ".join([parser.prog, "--data FOLDER", *flags]))
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
-def _report(run: Run, given: argparse.Namespace, unseen: Data) -> None:
+def _few(data: Data) -> Data:
+    """Return at most 320 images, of the first eight classes."""
+    images, labels = (part[data[1] < 8] for part in data)
+    step = -(-len(labels) // 320)
+    return images[::step], labels[::step]
+
+
+def _report(run: Run, out: Path, unseen: Data, command: str) -> None:
     """Write the finished weights and, beside them, how they were made and how good they are."""
-    network = run.finished()
-    digest = write(network, given.out)
-    sides = run.recipe.last if given.smoke else MEASURED
-    top1 = {side: accuracy(network, unseen, side, run.precision) for side in sides}
+    digest = write(run.finished(), out)
+    network = resnet18(num_classes=run.settings["classes"])  # as the file has it
+    network.load_state_dict(load_file(out))
+    network = network.to(run.device, memory_format=torch.channels_last).eval()
+    exact = Precision(run.device, mixed=False)
+    sides = sorted({*MEASURED, *run.recipe.last})
     report = {
         "sha256": digest,
-        "top1": top1,
-        "start": given.start and given.start.name,
-        "recipe": asdict(run.recipe),
+        "top1": {side: accuracy(network, unseen, side, exact) for side in sides},
+        "command": command,
+        "settings": run.settings,
         "images_seen": run.step * run.recipe.batch,
         "minutes": round(run.seconds / 60, 1),
         "device": run.device.type,
-        "processes": run.world,
         "torch": torch.__version__.split("+")[0],
         "history": run.history,
     }
-    given.out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({"sha256": digest, "top1": top1}))
+    out.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print(f"{out}: SHA-256 {digest}, top-1 in % by side {report['top1']}")
 
 
 if __name__ == "__main__":

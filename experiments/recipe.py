@@ -10,8 +10,8 @@ from typing import Any
 class Recipe:
     """A training's settings; the defaults are for a GPU. A share is one of the budget, 0…1."""
 
-    epochs: float = 60
-    minutes: float = 0  # of computing, over all runs; unless 0, it replaces the epochs
+    epochs: float = 60.0
+    minutes: float = 0.0  # of computing, over all runs; unless 0, it replaces the epochs
     batch: int = 512  # images, over all processes
     rate: float = 0.4  # the peak; linear to it, and linear from it to 0
     warm_up: float = 0.05  # share
@@ -28,7 +28,15 @@ class Recipe:
     colors: float = 0.4  # brightness, contrast and saturation vary by 1 ± this
     cutmix: float = 0.5  # of the batches; none in the last phase
     recalibrate: int = 100  # batches that BatchNorm's statistics are taken from at the end
+    mixed: bool = True  # bfloat16, or float16 on older GPUs, where it is safe; else float32
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.minutes > 0 or self.epochs > 0) or self.minutes < 0 or self.batch < 1:
+            raise ValueError(
+                f"Expected a budget and a batch above 0, got {self.epochs} epochs, "
+                f"{self.minutes} minutes, batches of {self.batch}."
+            )
 
     def rate_at(self, share: float) -> float:
         up = share / self.warm_up if self.warm_up else 1.0
@@ -45,8 +53,10 @@ class Recipe:
         return share >= self.last_from
 
 
-# A CPU sees few epochs: smaller steps, milder augmentation, no image above 128 pixels.
+# A CPU sees few epochs: smaller steps, milder augmentation, no image above 128 pixels. Not every
+# CPU computes in bfloat16; for those that do, there is --mixed.
 CPU: dict[str, Any] = dict(
+    mixed=False,
     epochs=12,
     batch=128,
     rate=0.1,
@@ -57,6 +67,7 @@ CPU: dict[str, Any] = dict(
     cutmix=0.25,
 )
 SMOKE: dict[str, Any] = dict(
+    mixed=False,
     epochs=8,
     batch=32,
     rate=0.05,

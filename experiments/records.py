@@ -122,7 +122,7 @@ def _hash_now(path: str) -> str | None:
 
 def find(name: str, **key: object) -> Record | None:
     """Return the record with these values, or `None`; a stale one does not count."""
-    for record in _read(name):
+    for record in all_of(name):
         if all(record[k] == value for k, value in key.items()) and not stale(record):
             return record
     return None
@@ -140,7 +140,7 @@ def append(name: str, record: Record, key: Iterable[str]) -> None:
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
     with lock(name):  # another process may be about to append, too
-        kept = [r for r in _read(name) if any(r[k] != record[k] for k in key)]
+        kept = [r for r in all_of(name) if any(r[k] != record[k] for k in key)]
         part.write_text(json.dumps([*kept, record], indent=1) + "\n", encoding="utf-8")
         os.replace(part, path)
 
@@ -152,7 +152,8 @@ def lock(name: str, timeout: float = -1) -> FileLock:
     return FileLock(path, timeout)
 
 
-def _read(name: str) -> list[Record]:
+def all_of(name: str) -> list[Record]:
+    """Return all records of a name, stale ones too; none where there is no file."""
     try:
         return records.load(name)
     except FileNotFoundError:

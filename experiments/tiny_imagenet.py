@@ -40,7 +40,7 @@ def load(folder: str | Path, part: str) -> tuple[Tensor, Tensor]:
         )
     images = torch.empty((len(files), 3, SIDE, SIDE), dtype=torch.uint8)
     with ThreadPoolExecutor() as pool:
-        for index, picture in enumerate(pool.map(_decode, files, range(len(files)))):
+        for index, picture in enumerate(pool.map(_decode, *zip(*files, strict=True))):
             images[index] = picture
     return images, torch.tensor(labels, dtype=torch.int64)
 
@@ -57,9 +57,10 @@ def classes(folder: str | Path) -> list[str]:
 
 
 Read = Callable[[], bytes]
+Files = list[tuple[str, Read]]  # where a picture is, and what reads its bytes
 
 
-def _unpacked(folder: Path, part: str) -> tuple[list[Read], list[int]]:
+def _unpacked(folder: Path, part: str) -> tuple[Files, list[int]]:
     ids = classes(folder)
     if part == "train":
         found: Iterable[tuple[Path, str]] = (
@@ -75,29 +76,29 @@ def _unpacked(folder: Path, part: str) -> tuple[list[Read], list[int]]:
             for name, wnid, *_ in (line.split("\t") for line in lines)
         )
     place = {name: index for index, name in enumerate(ids)}
-    pairs = [(path.read_bytes, place.get(name, -1)) for path, name in found]
-    return [read for read, _ in pairs], [label for _, label in pairs]
+    pairs = list(found)
+    files = [(str(path), path.read_bytes) for path, _ in pairs]
+    return files, [place.get(name, -1) for _, name in pairs]
 
 
-def _packed(folder: Path, part: str) -> tuple[list[Read], list[int]]:
-    files: list[Read] = []
+def _packed(folder: Path, part: str) -> tuple[Files, list[int]]:
+    files: Files = []
     labels: list[int] = []
     for path in sorted(folder.glob(f"{part}-*.npz")):
         with np.load(path) as arrays:
             joined, ends = arrays["webp"].tobytes(), arrays["offsets"].tolist()
             labels += arrays["label"].tolist()
-        pieces = [joined[start:end] for start, end in itertools.pairwise(ends)]
-        files += [lambda piece=piece: piece for piece in pieces]
+        for index, (start, end) in enumerate(itertools.pairwise(ends)):
+            piece = joined[start:end]
+            files.append((f"{path}, picture {index}", lambda piece=piece: piece))
     return files, labels
 
 
-def _decode(read: Read, index: int) -> Tensor:
+def _decode(place: str, read: Read) -> Tensor:
     try:
         picture = Image.open(io.BytesIO(read())).convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(
-            f"Picture {index} cannot be read ({error}). Unpack the data again."
-        ) from error
+        raise ValueError(f"{place} cannot be read ({error}). Unpack the data again.") from error
     if picture.size != (SIDE, SIDE):
-        raise ValueError(f"Picture {index} is {picture.size}; Tiny ImageNet's are {SIDE}×{SIDE}.")
+        raise ValueError(f"{place} is {picture.size}; Tiny ImageNet's are {SIDE}×{SIDE}.")
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -57,15 +57,19 @@ def first() -> Path:
     if path.exists() and _digest(path.read_bytes()) == FIRST_SHA256:
         return path
     command = ["git", "cat-file", "blob", FIRST_BLOB]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
-    if _digest(done.stdout) != FIRST_SHA256:
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)
+        content, said = done.stdout, done.stderr.decode().strip()
+    except OSError as error:
+        content, said = b"", str(error)
+    if _digest(content) != FIRST_SHA256:
         raise RuntimeError(
-            f"The first weights cannot be read from git ({done.stderr.decode().strip()}). "
+            f"The first weights cannot be read from git ({said}). "
             "They are in the whole history: git fetch --unshallow."
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_bytes(done.stdout)
+    part.write_bytes(content)
     os.replace(part, path)
     return path
 

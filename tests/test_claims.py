@@ -428,7 +428,9 @@ def test_the_first_weights_come_from_history_or_say_how(tmp_path, monkeypatch):
     command = ["git", "cat-file", "-e", transfer.FIRST_BLOB]
     if subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=False).returncode:
         pytest.skip("this clone does not have the whole history")
-    shutil.copytree(REPOSITORY / ".git", tmp_path / ".git")
+    shown = ["git", "rev-parse", "--absolute-git-dir"]
+    git = subprocess.run(shown, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    (tmp_path / ".git").write_text(f"gitdir: {git.stdout}")
     path = transfer.first()
     assert hashlib.sha256(path.read_bytes()).hexdigest() == transfer.FIRST_SHA256
     assert len(load_file(path)["fc.bias"]) == 200
@@ -458,9 +460,14 @@ def test_encoders_are_chosen_on_the_clip_for_it_only(tmp_path, monkeypatch, caps
     monkeypatch.setattr(choose, "measure", None)  # a second time nothing is measured
     choose.main([f"own={own}", "--seeds", "2"])
     assert capsys.readouterr().out.splitlines() == table
+    for wrong in ("own", f"random={own}", "own=nothing"):
+        with pytest.raises(SystemExit):
+            choose.main([wrong])
+        assert "expected NAME=FILE" in capsys.readouterr().err
+    pretrain.write(resnet18(num_classes=3), own)
     with pytest.raises(SystemExit):
-        choose.main(["own"])
-    assert "NAME=FILE" in capsys.readouterr().err
+        choose.main([f"own={own}"])
+    assert "'own' is already measured with another file" in capsys.readouterr().err
 
 
 ASKED: list[str] = []

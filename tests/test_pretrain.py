@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,12 +18,15 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 from torchmetrics.functional.classification import multiclass_accuracy
 from torchvision.models import resnet18
+from torchvision.transforms import v2
 
 from experiments import adopt, augment, pretrain, records, tiny_imagenet
 from experiments.recipe import CPU, SMOKE, Recipe
-from helpers.encoder import BUNDLED_SHA256, ResNet18Encoder
+from helpers import checkpoints
+from helpers.encoder import BUNDLED_SHA256, ResNet18Encoder, normalize
 from helpers.feeding import Precision
 from tools import model_card
 
@@ -111,10 +115,10 @@ def test_bad_pictures_and_labels_are_named(tmp_path: Path) -> None:
     images = tmp_path / "train" / "n1" / "images"
     images.mkdir(parents=True)
     (images / "a.JPEG").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="Picture 0 cannot be read"):
+    with pytest.raises(ValueError, match=r"a\.JPEG cannot be read"):
         tiny_imagenet.load(tmp_path, "train")
     picture(0, 0).resize((32, 64)).save(images / "a.JPEG")
-    with pytest.raises(ValueError, match=r"Picture 0 is \(32, 64\).*64×64"):
+    with pytest.raises(ValueError, match=r"a\.JPEG is \(32, 64\).*64×64"):
         tiny_imagenet.load(tmp_path, "train")
     whole = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     pack(tmp_path, whole, torch.tensor([0, 1]), "val")
@@ -159,12 +163,12 @@ def test_crops_are_boxes_of_the_allowed_size_one_for_each_image(side: int) -> No
     assert (top < bottom).all()
 
 
-def test_a_crop_of_everything_is_the_image() -> None:
-    images = torch.rand(8, 3, 64, 64, generator=dice())
-    squares = augment.crop_and_flip(images, 64, 1.0, dice(1))
-    for before, after in zip(images, squares, strict=True):
-        # Of the whole area only the ratio is left to vary: one side is whole, up to mirroring.
-        assert abs(before.mean() - after.mean()) < 0.02
+def test_a_crop_of_everything_is_cut_off_where_it_is_wider_than_the_image() -> None:
+    x = ((torch.arange(64) + 0.5) / 64).expand(200, 64, 64)
+    crops = augment.crop_and_flip(torch.stack([x, x.mT, x], 1).contiguous(), 64, 1.0, dice(1))
+    (left, right), (top, bottom) = where_from(crops[:, 0]), where_from(crops[:, 1].mT)
+    sides = torch.stack([(right - left).abs(), bottom - top]).sort(0).values
+    assert sides[1].min() > 0.999 and sides[0].min() > (3 / 4) ** 0.5 - 0.001
 
 
 def test_colors_stay_in_range_and_keep_what_they_should() -> None:
@@ -228,7 +232,8 @@ def launch(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    here = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(records.ROOT)}
+    return os.environ | here
 
 
 @pytest.fixture(scope="module")
@@ -263,15 +268,18 @@ def test_a_killed_run_resumes_to_the_same_weights(
     whole: tuple[Path, dict], folder: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "encoder.safetensors"
-    arguments = command(folder, out, "--save-every", "1")
-    process = subprocess.Popen(arguments, cwd=records.ROOT, env=environment())
+    arguments = command(folder, out)
+    process = subprocess.Popen(
+        [*arguments, "--save-every", "0"], cwd=records.ROOT, env=environment()
+    )
     state = out.with_suffix(".state")
     deadline = time.monotonic() + 100
     while not state.exists() and time.monotonic() < deadline:
-        assert process.poll() is None, "it was over before its state was saved"
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    _, notes = checkpoints.load(state)
+    assert 0 < notes["step"] < len(whole[1]["history"])
     assert not out.exists()
     done = launch(arguments)
     assert done.returncode == 0, done.stderr
@@ -284,28 +292,105 @@ def test_other_settings_do_not_resume(whole: tuple[Path, dict], folder: Path) ->
     assert "other settings: {'rate': '0.05, now 0.3'}" in done.stderr
 
 
+TOGETHER = """
+import itertools, json, os, sys
+from experiments import pretrain, tiny_imagenet
+from experiments.recipe import SMOKE, Recipe
+
+clock = itertools.count(0, 1 + int(os.environ["RANK"]))  # one process's clock runs twice as fast
+pretrain.time.perf_counter = lambda: next(clock)
+recipe = Recipe(**{**SMOKE, "minutes": 0.2})
+run = pretrain.Run(recipe, tiny_imagenet.load(sys.argv[1], "train"), 4)
+choose, chosen = run._chosen, []
+
+def noted():
+    indices = choose()
+    chosen.append(indices.tolist())
+    return indices
+
+run._chosen = noted
+run.train(pretrain.Path(sys.argv[2], "run.state"), save_every=5, log_every=5)
+weights = sum(float(w.double().abs().sum()) for w in run.network.parameters())
+told = {"steps": run.step, "seconds": run.seconds, "weights": weights, "chosen": chosen}
+pretrain.Path(sys.argv[2], f"rank{run.rank}.json").write_text(json.dumps(told))
+"""
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    options = ("--standalone", "--nproc-per-node", "2", *arguments)
+    return launch([sys.executable, "-m", "torch.distributed.run", *options])
+
+
+def test_processes_share_the_batch_the_clock_and_the_weights(folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "together.py"
+    script.write_text(TOGETHER)
+    done = torchrun(str(script), str(folder), str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"rank{i}.json").read_text()) for i in (0, 1))
+    for name in ("steps", "seconds", "weights"):
+        assert first[name] == second[name]
+    assert first["steps"] > 5
+    for one, other in zip(first["chosen"], second["chosen"], strict=True):
+        assert len(one) == len(other) == SMOKE["batch"] // 2
+        assert len({*one, *other}) == SMOKE["batch"]
+    (state,) = tmp_path.glob("*.state")
+    assert checkpoints.load(state)[1]["step"] == first["steps"]
+
+
 def test_two_processes_train_together(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "encoder.safetensors"
-    python, *rest = command(folder, out, "--epochs", "2")
-    torchrun = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = launch([*torchrun, *rest])
+    done = torchrun(*command(folder, out, "--epochs", "2")[1:])
     assert done.returncode == 0, done.stderr
     report = json.loads(out.with_suffix(".json").read_text())
-    assert report["processes"] == 2
+    assert report["settings"]["processes"] == 2
     assert report["images_seen"] == 2 * 4 * TRAIN
-    assert done.stdout.count("sha256") == 1
+    assert done.stdout.count("SHA-256") == 1
 
 
 def test_accuracy_is_that_of_torchmetrics(folder: Path) -> None:
     images, labels = tiny_imagenet.load(folder, "val")
     torch.manual_seed(0)
-    network = resnet18(num_classes=4).eval()
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 48, 4, bias=False))
     precision = Precision("cpu", mixed=False)
+    resize = v2.Resize((48, 48), antialias=True)
     with torch.no_grad():
-        logits = network(pretrain._ready(images.float() / 255))
+        logits = network(normalize(resize(images.float() / 255).clamp(0, 1)))
+    assert len(logits.argmax(1).unique()) == 4
     expected = multiclass_accuracy(logits, labels, num_classes=4, average="micro")
-    found = pretrain.accuracy(network, (images, labels), 64, precision)
+    found = pretrain.accuracy(network, (images, labels), 48, precision)
     assert found == pytest.approx(100 * float(expected), abs=0.01)
+
+
+def test_a_loss_that_is_no_number_stops_and_leaves_the_state(folder: Path, tmp_path: Path) -> None:
+    data = tiny_imagenet.load(folder, "val")
+    run = pretrain.Run(Recipe(**{**SMOKE, "epochs": 1}), data, 4)
+    state = tmp_path / "run.state"
+    run.save(state)
+    before = state.read_bytes()
+    run.network.fc.bias.data[0] = math.nan
+    with pytest.raises(FloatingPointError, match=r"lower --rate"):
+        run.train(state, save_every=0, log_every=60)
+    assert state.read_bytes() == before
+    with pytest.raises(FloatingPointError, match=r"fc\.bias cannot be written as float16"):
+        pretrain.write(run.network, tmp_path / "encoder.safetensors")
+    assert not list(tmp_path.glob("*.safetensors*"))
+
+
+def test_a_start_is_used_and_remembered(
+    whole: tuple[Path, dict], folder: Path, tmp_path: Path
+) -> None:
+    data = tiny_imagenet.load(folder, "val")
+    started = pretrain.Run(Recipe(**SMOKE), data, 4, whole[0])
+    assert torch.equal(started.network.conv1.weight.half(), load_file(whole[0])["conv1.weight"])
+    started.save(tmp_path / "run.state")
+    with pytest.raises(ValueError, match=f"'start': '{whole[1]['sha256']}, now None'"):
+        pretrain.Run(Recipe(**SMOKE), data, 4).resume(tmp_path / "run.state")
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"minutes": -1}, {"batch": 0}])
+def test_a_recipe_without_a_budget_is_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="budget and a batch above 0"):
+        Recipe(**wrong)
 
 
 def test_a_batch_that_cannot_be_filled_is_refused(folder: Path) -> None:
@@ -358,8 +443,14 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_adopting_copies_pins_and_reports(whole: tuple[Path, dict], repository: Path) -> None:
+def test_adopting_copies_pins_and_reports(
+    whole: tuple[Path, dict], repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, report = whole
+    with pytest.raises(ValueError, match="expected 200 classes"):
+        adopt.adopt(out, repository)
+    monkeypatch.setattr(adopt, "CLASSES", 4)
+    (repository / adopt.BUNDLED).write_bytes(b"of an adoption that was interrupted")
     adopt.adopt(out, repository)
     assert (repository / adopt.BUNDLED).read_bytes() == out.read_bytes()
     pinned = (repository / adopt.PINNED).read_text(encoding="utf-8")
@@ -383,6 +474,7 @@ def test_what_cannot_be_bundled_is_refused(
     whole: tuple[Path, dict], repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+    monkeypatch.setattr(adopt, "CLASSES", 4)
     monkeypatch.setattr(adopt, "LARGEST", 1000)
     with pytest.raises(ValueError, match="expected 1,000 at most"):
         adopt.adopt(whole[0], repository)
@@ -392,6 +484,7 @@ def test_what_cannot_be_bundled_is_refused(
     report = other.with_suffix(".json")
     report.write_text(json.dumps(whole[1]), encoding="utf-8")
     before[report] = report.read_bytes()
+    monkeypatch.setattr(adopt, "LARGEST", 1e9)
     with pytest.raises(ValueError, match=r"report beside other\.safetensors is about another file"):
         adopt.adopt(other, repository)
     assert before == {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}

@@ -227,7 +227,7 @@ def test_an_unknown_chapter_is_refused(repository):
     assert "01_short" in repository.execute("99_nothing")
 
 
-@pytest.mark.parametrize("color", ["", "\x1b[32m", "\x1b[1;32m", "\x1b[0m"])
+@pytest.mark.parametrize("color", ["", "\x1b[32m", "\x1b[38;5;28m", "\x1b[0m"])
 @pytest.mark.parametrize(
     ("path", "kept"),
     [
@@ -235,6 +235,7 @@ def test_an_unknown_chapter_is_refused(repository):
             "/opt/venv/lib/python3.11/site-packages/torch/nn/modules/linear.py",
             "torch/nn/modules/linear.py",
         ),
+        ("~/book/.venv/lib/python3.11/site-packages/torch/nn/x.py", "torch/nn/x.py"),
         ("/tmp/ipykernel_12/345.py", "<cell>"),
         ("torch/nn/functional.py", "torch/nn/functional.py"),
         ("helpers/encoder.py", "helpers/encoder.py"),
@@ -249,3 +250,10 @@ def test_a_stored_traceback_names_packages_not_places_and_keeps_its_colors(color
     for section in ("cell", "packages", "helpers"):
         line = re.sub(config[section]["regex"], config[section]["replace"], line)
     assert line == wanted
+
+
+def test_a_clone_at_home_is_stored_as_any_other(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    line = "File ~/book/helpers/encoder.py:3"
+    assert run_notebooks.stable(line, tmp_path / "book") == "File helpers/encoder.py:3"
+    assert run_notebooks.stable(line, Path("/opt/book")) == line

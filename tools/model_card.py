@@ -48,11 +48,15 @@ def top1(root: Path) -> str:
 def training(root: Path) -> str:
     """What was asked for, and what it took."""
     (report,) = _load(root, "pretrain")
-    recipe = report["recipe"]
+    recipe = report["settings"]
     epochs = report["images_seen"] / 100_000
     sides = f"{recipe['sides'][0]}…{recipe['sides'][-1]}, at most {recipe['first']} at the start"
     last = " and ".join(map(str, recipe["last"]))
+    start = (
+        f"the weights with SHA-256 {recipe['start'][:12]}…" if recipe["start"] else "random weights"
+    )
     rows = [
+        ["started from", start],
         ["time", f"{report['minutes']:.0f} minutes, {report['device'].upper()}"],
         ["images seen", f"{report['images_seen']:,} ({epochs:.1f} epochs); seed {recipe['seed']}"],
         [

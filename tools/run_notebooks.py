@@ -23,10 +23,10 @@ LARGEST = 1_500_000
 # What differs between machines or runs and tells a reader nothing. A path is matched from its start
 # on only: without that, the long lines of an embedded picture would take minutes. In a traceback it
 # begins right after the code of a color, which is to stay.
-START = r"(?:(?<=\x1b\[\dm)|(?<=\x1b\[\d\dm)|(?<=\x1b\[\d;\d\dm)|(?<![\w./-]))/[\w./-]*/"
+START = r"(\x1b\[[\d;]*m|(?<![\w./~-]))~?/[\w./-]*"
 VARYING = [
-    (re.compile(START + r"ipykernel_\d+/\d+\.py"), "<cell>"),
-    (re.compile(START + r"site-packages/"), ""),
+    (re.compile(START + r"(?<=/)ipykernel_\d+/\d+\.py"), r"\1<cell>"),
+    (re.compile(START + r"/site-packages/"), r"\1"),
     (re.compile(re.escape(sys.base_prefix) + r"/(?=lib/python)"), ""),
     (re.compile(r"\b0x[0-9a-f]{6,}\b"), "0x…"),
 ]
@@ -81,13 +81,19 @@ def stable(value: object, root: Path) -> object:
         case str():
             for pattern, replacement in VARYING:
                 value = pattern.sub(replacement, value)
-            return value.replace(f"{root}/", "")
+            return value.replace(f"{root}/", "").replace(_from_home(root), "")
         case list():
             return [stable(item, root) for item in value]
         case dict():
             kept = {key: value[key] for key in value if key.startswith("image/")}
             return NotebookNode({key: stable(item, root) for key, item in value.items()} | kept)
     return value
+
+
+def _from_home(root: Path) -> str:
+    """Return the folder as IPython writes it in a traceback: `~/…` where it lies at home."""
+    home = str(Path.home())
+    return f"~{str(root).removeprefix(home)}/" if str(root).startswith(f"{home}/") else f"{root}/"
 
 
 if __name__ == "__main__":
