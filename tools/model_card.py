@@ -49,7 +49,7 @@ def training(root: Path) -> str:
     """What was asked for, and what it took."""
     (report,) = _load(root, "pretrain")
     recipe = report["settings"]
-    epochs = report["images_seen"] / 100_000
+    epochs = report["images_seen"] / recipe["images"]
     sides = f"{recipe['sides'][0]}…{recipe['sides'][-1]}, at most {recipe['first']} at the start"
     last = " and ".join(map(str, recipe["last"]))
     start = (
