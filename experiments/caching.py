@@ -127,7 +127,7 @@ def measure(what: str, count: int, repeats: int) -> records.Record:
         "threads": torch.get_num_threads(),
         "device": "cpu",
         "command": "python -m experiments.caching",
-        "provenance": records.provenance(*SOURCES, versions=("training", "weights", "scenes")),
+        "provenance": records.provenance(*SOURCES, versions=("training", "scenes")),
     }
 
 

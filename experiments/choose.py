@@ -75,7 +75,9 @@ def main(arguments: list[str] | None = None) -> None:
             key = {"encoder": name, "sha256": digest, "seed": seed}
             record = records.find("choice", **key)
             if not record:
-                provenance = records.provenance(*SOURCES, versions=("camvid", "training"))
+                provenance = records.provenance(
+                    *SOURCES, versions=("camvid", "training", "metrics")
+                )
                 miou = round(measure(path, seed, train, tune), 2)
                 record = {**key, "miou": miou, "images": len(tune), "command": COMMAND}
                 record["provenance"] = provenance

@@ -15,11 +15,11 @@ import statistics
 
 from filelock import Timeout
 
-from experiments import records, unet
+from experiments import records, transfer, unet
 from experiments.trials import SETTINGS, run
 from helpers import records as stored
 
-CHAPTERS = {"unet": unet.TRIALS}
+CHAPTERS = {"encoder": transfer.TRIALS, "unet": unet.TRIALS}
 Task = tuple[str, str, int]  # data set, trial, seed
 
 

@@ -1,7 +1,8 @@
 """Asks each level of the encoder three questions: `python -m experiments.levels`.
 
 At single pixels of unseen scenes, a linear readout of each level is asked which colour is there,
-whether an edge is near, and which shape the pixel belongs to. Pretrained beside random, 3 seeds.
+whether an edge is near, and which shape the pixel belongs to. The bundled weights beside random
+ones and those that the book had first; 3 seeds.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from experiments import records
+from experiments.transfer import first
 from helpers import scenes
 from helpers.encoder import ResNet18Encoder, normalize
 
 SOURCES = ("experiments/levels.py",)
+ENCODERS = {"bundled": lambda: "bundled", "first": first, "random": lambda: None}
 STRENGTHS = np.logspace(0, 5, 11)
 TRAIN, TEST, PIXELS = 300, 100, 60
 
@@ -92,7 +95,7 @@ def measure(weights: str, seed: int) -> None:
     start = time.perf_counter()
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    encoder = ResNet18Encoder("bundled" if weights == "bundled" else None)
+    encoder = ResNet18Encoder(ENCODERS[weights]())
     train = Pixels(range(1000 * seed, 1000 * seed + TRAIN), rng)
     test = Pixels(range(10_000 + 1000 * seed, 10_000 + 1000 * seed + TEST), rng)
     maps = [encoder(normalize(pixels.images)) for pixels in (train, test)]
@@ -107,12 +110,13 @@ def measure(weights: str, seed: int) -> None:
         ]
         for question in ("colour", "edge", "shape")
     }
+    versions = ["scenes", *(["weights"] if weights == "bundled" else [])]
     record = {
         "weights": weights,
         "seed": seed,
         "scores_c1_to_c5": scores,
         "seconds": round(time.perf_counter() - start, 1),
-        "provenance": records.provenance(*SOURCES),
+        "provenance": records.provenance(*SOURCES, versions=versions),
     }
     records.append("levels", record, key=("weights", "seed"))
     print(weights, seed, {q: [round(v, 3) for v in s] for q, s in scores.items()}, flush=True)
@@ -120,6 +124,6 @@ def measure(weights: str, seed: int) -> None:
 
 if __name__ == "__main__":
     for seed in range(3):
-        for weights in ("bundled", "random"):
+        for weights in ENCODERS:
             if not records.is_done("levels", weights=weights, seed=seed):
                 measure(weights, seed)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
-from helpers import camvid, records, scenes, training
+from helpers import camvid, metrics, records, scenes, training
 from helpers.encoder import BUNDLED_SHA256
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,7 @@ def code_hash(path: str) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and _is_docstring(body[0]):
-            body[0] = ast.Pass()
+            node.body = body[1:] or [ast.Pass()]
     return hashlib.sha256(_written(tree).encode()).hexdigest()[:16]
 
 
@@ -52,9 +52,13 @@ def _used_by(name: str, tree: ast.Module) -> list[ast.stmt]:
         statement = waiting.pop()
         if statement not in found:
             found.append(statement)
-            used = [n.id for n in ast.walk(statement) if isinstance(n, ast.Name)]
+            used = [n.id for n in ast.walk(statement) if _is_read(n)]
             waiting += [other for each in used for other in defined.get(each, ())]
     return [statement for statement in tree.body if statement in found]
+
+
+def _is_read(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
 
 
 def _defines(node: ast.AST) -> set[str]:
@@ -94,6 +98,7 @@ VERSIONS = {
     "scenes": scenes.VERSION,
     "camvid": camvid.VERSION,
     "training": training.VERSION,
+    "metrics": metrics.VERSION,
 }
 
 

@@ -89,7 +89,8 @@ def measure(
 ) -> dict:
     """Train one decoder and return its record."""
     started = time.perf_counter()
-    _, levels, widths = CONFIGURATIONS[name]
+    encoder, levels, widths = CONFIGURATIONS[name]
+    versions = ["scenes", *(["weights"] if encoder else [])]
     torch.manual_seed(seed)
     decoder = TopDown(levels, widths)
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=RATE)
@@ -120,7 +121,7 @@ def measure(
         "batch": BATCH,
         "parameters": count_parameters(decoder),
         "seconds": round(time.perf_counter() - started, 1),
-        "provenance": records.provenance(*SOURCES),
+        "provenance": records.provenance(*SOURCES, versions=versions),
     }
 
 

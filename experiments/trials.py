@@ -42,6 +42,7 @@ class Trial:
         torch.manual_seed(seed)
         weights = self.weights() if callable(self.weights) else self.weights
         encoder = ResNet18Encoder(weights, frozen=self.frozen)
+        torch.manual_seed(seed)  # the decoder starts alike on every encoder
         return Segmenter(encoder, self.decoder(encoder, classes))
 
     def sources(self, model: Segmenter) -> list[str]:
@@ -115,7 +116,7 @@ def run(slug: str, where: str, what: str, trial: Trial, seed: int) -> records.Re
     model = trial.model(seed, len(setting.classes))
     weights = class_weights((m for _, m in train), len(setting.classes), setting.ignore_index)
     loss = SegmentationLoss(setting.ignore_index, weights)
-    versions = ["training", {"scenes": "scenes", "streets": "camvid"}[where]]
+    versions = ["training", "metrics", {"scenes": "scenes", "streets": "camvid"}[where]]
     versions += ["weights"] if trial.weights == "bundled" else []
     sources = [*trial.sources(model), f"experiments/trials.py::{where.upper()}"]
     provenance = records.provenance(*sources, versions=versions)  # before the code can change

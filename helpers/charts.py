@@ -151,7 +151,8 @@ def show_panels(
     with style():
         figure = new_figure(3.1)
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
-        figure.subplots_adjust(left=0.065, right=0.985, top=0.87, bottom=0.24, wspace=0.3)
+        beyond = 0.007 * max(0, len(str(x[-1])) - 2)  # half of the last name, past its position
+        figure.subplots_adjust(left=0.065, right=0.985 - beyond, top=0.87, bottom=0.24, wspace=0.3)
         for axes, (title, curves) in zip(grid, panels.items(), strict=True):
             axes.set_title(title, fontsize=10.5, loc="left")
             for (name, values), color, dash in zip(

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+VERSION = 2  # raised when the same predictions would get other scores: records rest on it
 NOTHING_IGNORED = -100  # what torch's cross-entropy ignores by default
 
 
@@ -33,10 +34,9 @@ class BoundaryIoU(Metric):
 
     `update` takes predicted and true classes, integers `[B, H, W]`; `compute` returns one value
     in 0…1 for each class, accumulated over all updates, NaN for a class that never came. The edge
-    of the image is no edge of a thing. Distance is measured along rows and columns at once (a
-    square of side `2 × width + 1`). Pixels with the mask's `ignore_index` are not counted, but a
-    thing that borders on them has an edge there, so that even a perfect prediction, which fills
-    them with something, stays below 1.
+    of the image is no edge of a thing, and neither is the edge of an area with the mask's
+    `ignore_index`: its pixels are not counted, whatever is predicted there. Distance is measured
+    along rows and columns at once (a square of side `2 × width + 1`).
 
     Source: Cheng et al., Boundary IoU, CVPR 2021.
     """
@@ -55,7 +55,7 @@ class BoundaryIoU(Metric):
     def update(self, predicted: Tensor, target: Tensor) -> None:
         valid = target != self.ignore_index
         for k in range(self.num_classes):
-            found, wanted = (rim(labels == k, self.width) & valid for labels in (predicted, target))
+            found, wanted = (rim(labels == k, valid, self.width) for labels in (predicted, target))
             self.intersection[k] += (found & wanted).sum()
             self.union[k] += (found | wanted).sum()
 
@@ -63,14 +63,14 @@ class BoundaryIoU(Metric):
         return self.intersection / self.union
 
 
-def rim(mask: Tensor, width: int) -> Tensor:
-    """Return the pixels of a boolean mask `[B, H, W]` within `width` pixels of what lies outside.
+def rim(mask: Tensor, valid: Tensor, width: int) -> Tensor:
+    """Return the pixels of a mask within `width` pixels of what lies outside of it.
 
-    A pixel belongs to the rim where the square of side `2 × width + 1` around it reaches beyond
-    the mask; beyond the image there is nothing to reach.
+    Both are boolean, `[B, H, W]`. A pixel belongs to the rim where it is valid and the square of
+    side `2 × width + 1` around it reaches a valid pixel beyond the mask.
     """
-    outside = (~mask).float()
-    return mask & (F.max_pool2d(outside, 2 * width + 1, stride=1, padding=width) > 0)
+    outside = (~mask & valid).float()
+    return mask & valid & (F.max_pool2d(outside, 2 * width + 1, stride=1, padding=width) > 0)
 
 
 class SegmentationLoss(nn.Module):

@@ -251,6 +251,7 @@ print(list(c5.shape), "and", list(c4.shape), "→", list(shapes(block, c5, c4)))
 # Four blocks and a 1×1 convolution are a U-Net's decoder. Read `forward` from top to bottom and you
 # have the drawing:
 
+
 # %% tags=["export"]
 class UNetDecoder(nn.Module):
     """A U-Net's decoder: from c5 up to c1's grid, one skip joined at every step.
@@ -317,6 +318,7 @@ for height, width in [(128, 128), (180, 240), (33, 97)]:
 # %% [markdown]
 # A skip can also be **added**, after a 1×1 convolution that gives it as many channels as it meets:
 
+
 # %% tags=["export"]
 class AddBlock(nn.Module):
     """As `UpBlock`, but the skip, projected by a 1×1 convolution, is added.
@@ -355,6 +357,7 @@ for name, block in {"concatenate": UpBlock, "add": AddBlock}.items():
 #
 # For a fair comparison both decoders have the same layers. One of them is made blind: `Without` hands
 # it zeros instead of `c1` to `c4`.
+
 
 # %% tags=["export"]
 class Without(nn.Module):
@@ -539,7 +542,7 @@ assert untrained > 20 and trained < untrained / 5
 # records.
 
 # %%
-trials = records.load("unet")
+trials = sorted(records.load("unet"), key=lambda r: r["seed"])
 places = ("scenes", "streets")
 
 
@@ -651,6 +654,7 @@ assert margin("streets", "U-Net, fine-tuned", "U-Net") > 0
 # **Which skip matters for which class?** Drop one skip at a time, train anew, and see what each class
 # loses. Red is a loss in percentage points of IoU, blue a gain:
 
+
 # %% tags=["nbval-ignore-output"]
 def losses_without(where):
     """Mean loss of IoU per class (rows) when one of c1…c4 (columns) is missing."""
@@ -674,10 +678,11 @@ plotting.show_matrix(
 )
 
 # %% [markdown]
-# No single skip carries the cure. The four together are worth more than 16 points of mIoU, but take one
-# away, and its neighbours step in. What remains is each map's own share: thin things, rings and poles, miss `c2` most;
-# squares, triangles and stars, which are told apart by their corners, miss `c3` and `c4`. For the rims
-# alone, averaged over the classes, the fine maps count most:
+# No single skip carries the cure. The four together are worth more than 18 points of mIoU, but take one
+# away, and its neighbours step in. What remains is each map's own share: thin things, rings and poles,
+# miss `c2` most; squares, triangles and stars, which are told apart by their corners, miss `c3` and `c4`.
+# For the rims alone, averaged over the classes, the fine maps count most. The differences are small, and
+# from seed to seed the points of `c1` and `c3` overlap:
 
 # %% tags=["nbval-ignore-output"]
 plotting.show_bars(
@@ -693,16 +698,20 @@ plotting.show_bars(
 # %%
 lost = dict(zip(scenes.CLASSES, losses_without("scenes").tolist(), strict=True))
 each = torch.tensor(list(lost.values())).mean(0)
-assert margin("scenes", "U-Net", "c5 only") > 16 and all(each < 4)
+assert margin("scenes", "U-Net", "c5 only") > 18 and all(each < 4)
 for thin in ("ring", "pole"):
     assert max(lost[thin]) == lost[thin][1]  # c2
 for large in ("square", "triangle", "star"):
     assert min(lost[large][2:]) > max(lost[large][:2])  # c3, c4 against c1, c2
-for fine, coarse in (("c1", "c3"), ("c1", "c4"), ("c2", "c4")):
-    assert (
-        margin("scenes", f"without {coarse}", f"without {fine}", "boundary_miou")
-        > 0
-    )
+
+rims = {
+    name: torch.tensor(measured("scenes", f"without {name}", "boundary_miou"))
+    for name in skipless
+}
+for fine in ("c1", "c2"):
+    for coarse in ("c3", "c4"):
+        assert rims[fine].mean() < rims[coarse].mean() - 0.3
+assert all(rims["c2"] < rims["c3"]) and all(rims["c2"] < rims["c4"])
 
 # %% [markdown]
 # **Concatenate or add?**
@@ -744,12 +753,13 @@ plotting.show_bars(
 
 # %%
 assert margin("scenes", "U-Net", "no ReLU") > 2
-assert abs(margin("scenes", "one ReLU", "no ReLU")) < 2
+one, none = (torch.tensor(measured("scenes", w)) for w in ("one ReLU", "no ReLU"))
+assert all(-2 < gain < 0.5 for gain in one - none)
 
 # %% [markdown]
-# One is worth next to nothing, all four are worth several points. And the linear decoder is far from
-# useless: the encoder before it has bent everything already, so that even one linear map of *five* levels
-# beats a whole decoder that only sees `c5`. Posted code without a ReLU looks as if it worked.
+# One, in the last block, is worth nothing; all four are worth two points and more. The linear decoder is
+# far from useless: the encoder before it has bent everything already, so that even one linear map of *five*
+# levels beats a whole decoder that only sees `c5`. Posted code without a ReLU looks as if it worked.
 
 # %%
 assert margin("scenes", "no ReLU", "c5 only") > 5
@@ -791,8 +801,7 @@ print(
 #
 # - The streets are one drive in one town by daylight, 101 frames, many of them alike. Small classes are
 #   still poor: 20 epochs on 266 images are a short training for a small encoder.
-# - On streets, unlabelled areas are not counted, but what borders on them has an edge there. The boundary
-#   IoU of a perfect prediction would stay below 100 %. It is the same for all variants.
+# - On streets, unlabelled areas are not counted, and neither are the edges that border on them.
 # - Learning rates and epochs were set once, for all variants alike, and not tuned. Each variant could
 #   gain from its own.
 # - Single skips, adding and ReLUs were measured on scenes only.

@@ -28,11 +28,11 @@ def eroded_boundary_iou(
     for k in range(classes):
         both = either = 0
         for found, wanted in zip(predicted.numpy(), target.numpy(), strict=True):
+            counted = wanted != ignored
             found_rim, wanted_rim = (
-                (labels == k) & ~binary_erosion(labels == k, square, border_value=1)
+                (labels == k) & ~binary_erosion((labels == k) | ~counted, square, border_value=1)
                 for labels in (found, wanted)
             )
-            counted = wanted != ignored
             both += (found_rim & wanted_rim & counted).sum()
             either += ((found_rim | wanted_rim) & counted).sum()
         values.append(both / either if either else math.nan)
@@ -67,6 +67,15 @@ def test_boundary_iou_is_that_of_eroded_masks(width: int) -> None:
 
 def test_equal_masks_have_a_boundary_iou_of_one() -> None:
     assert boundary_iou(blobs(4), blobs(4), classes=4).tolist() == [1] * 4
+
+
+def test_what_is_predicted_where_nothing_is_labelled_changes_nothing() -> None:
+    target = blobs(5)
+    target[:, 8:30, 10:40] = 255
+    for filler in (0, 3, blobs(6)):
+        metric = BoundaryIoU(4, ignore_index=255)
+        metric.update(torch.where(target == 255, filler, target), target)
+        assert metric.compute().tolist() == [1] * 4
 
 
 def test_boundary_iou_falls_the_further_a_shape_is_shifted() -> None:

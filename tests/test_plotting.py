@@ -403,6 +403,13 @@ def test_panels_share_their_lines_and_positions() -> None:
         plotting.show_panels({"one": lines}, x=["c1"], alt=ALT)
 
 
+def test_a_long_name_at_the_end_of_a_panel_is_not_cut() -> None:
+    for x in (["c1", "c2"], ["random", "fine-tuned"]):
+        drawn = plotting.show_panels({"one": {"a": [1, 2]}, "two": {"a": [1, 2]}}, x=x, alt=ALT)
+        last = pixels(drawn)[:, -3:]
+        assert (last == last[0, 0]).all()
+
+
 def test_charts_refuse_what_they_cannot_draw() -> None:
     with pytest.raises(ValueError, match="no curves"):
         plotting.show_curves({}, "x", "y", alt=ALT)

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from torchvision.transforms import v2
 from experiments import adopt, augment, pretrain, records, tiny_imagenet
 from experiments.recipe import CPU, SMOKE, Recipe
 from helpers import checkpoints
+from helpers import records as stored
 from helpers.encoder import BUNDLED_SHA256, ResNet18Encoder, normalize
 from helpers.feeding import Precision
 from tools import model_card
@@ -488,3 +490,17 @@ def test_what_cannot_be_bundled_is_refused(
     with pytest.raises(ValueError, match=r"report beside other\.safetensors is about another file"):
         adopt.adopt(other, repository)
     assert before == {path: path.read_bytes() for path in repository.rglob("*") if path.is_file()}
+
+
+def test_the_card_says_what_the_records_say() -> None:
+    card = (records.ROOT / model_card.CARD).read_text(encoding="utf-8")
+    assert model_card.make_card(records.ROOT) == card
+    for where in ("scenes", "streets"):
+        values = [
+            r["miou"]
+            for r in stored.load("encoder")
+            if (r["data"], r["what"]) == (where, "bundled, frozen")
+        ]
+        assert len(values) >= 3
+        said = f"{np.mean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+        assert re.search(rf"{where}, frozen .*{re.escape(said)} \|$", card, re.MULTILINE)

@@ -68,9 +68,9 @@ def test_comments_and_docstrings_do_not_age_a_record_but_code_does(results):
     assert not writer.is_done("trial", seed=0)
 
 
-@pytest.mark.parametrize("name", ["weights", "scenes", "camvid", "training"])
+@pytest.mark.parametrize("name", writer.VERSIONS)
 def test_another_version_ages_the_records_that_name_it(results, monkeypatch, name):
-    others = {"weights", "scenes", "camvid", "training"} - {name}
+    others = set(writer.VERSIONS) - {name}
     with_it = {"provenance": writer.provenance("module.py", versions=[name])}
     without = {"provenance": writer.provenance("module.py", versions=others)}
     assert writer.stale(with_it) == writer.stale(without) == []
@@ -115,6 +115,7 @@ def scaled(x):
 
 class Base:
     size = TOTAL
+    neighbour: int = 0  # a field, called as that function is
 
 
 class Wanted(Base):
@@ -155,6 +156,11 @@ def module(results):
         ("OTHER: int = 3", "def added():\n    return neighbour(FACTOR)"),
         ("  # why", "  # because"),
         ('"""Doubled."""', '"""Times two."""'),
+        ('    """Doubled."""\n', ""),
+        (
+            "def power(x):\n        return x * x",
+            'def power(x):\n        """A square."""\n        return x * x',
+        ),
         ('"""What the record names."""', '"""Another text,\n\n    of two lines."""'),
         ("FACTOR * power(x)", "(\n        FACTOR\n        * power(x)\n    )"),
     ],

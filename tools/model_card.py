@@ -107,6 +107,8 @@ def chosen(root: Path) -> str:
 
 
 def _spread(values: list[float]) -> str:
+    if not values:
+        return "not measured"
     return f"{statistics.mean(values):.1f} ({min(values):.1f}–{max(values):.1f})"
 
 
