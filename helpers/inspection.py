@@ -90,12 +90,12 @@ def count_macs(module: nn.Module, *inputs: Any) -> int:
 
     That is half of what `torch.utils.flop_counter` counts: convolutions, matrix products and
     attention; not additions, normalisation, activations, pooling or resizing. Counted for the
-    whole batch, in evaluation mode, without gradients; the module is left as it was.
+    whole batch, in evaluation mode, forward only; the module is left as it was.
     """
     with (
         _without_fused_kernels(),
         evaluating(module),
-        torch.no_grad(),
+        torch.enable_grad(),  # the counter stumbles over views of parameters made without
         FlopCounterMode(display=False) as counter,
     ):
         module(*inputs)

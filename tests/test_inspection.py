@@ -111,6 +111,24 @@ def test_macs_follow_the_formula(module: nn.Module, shape: tuple[int, ...], expe
     assert count_macs(module.eval(), torch.randn(shape)) == expected
 
 
+class Asking(nn.Module):
+    """A learned query, the same for every image, as in a transformer's decoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.rand(5, 8))
+        self.linear = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.query.expand(len(x), -1, -1))
+
+
+@pytest.mark.parametrize("without", [False, True])
+def test_macs_of_a_parameter_that_is_handed_on_expanded(without: bool) -> None:
+    with torch.set_grad_enabled(not without):
+        assert count_macs(Asking(), torch.rand(2, 1)) == 2 * 5 * 8 * 3
+
+
 def test_macs_of_the_encoder_are_the_sum_over_its_convolutions(encoder: ResNet18Encoder) -> None:
     counted = []
 
