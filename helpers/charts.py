@@ -108,7 +108,8 @@ def show_bars(
             )
             text = f"{means[place]:.{digits}f}"
             axes.text(x, y, text, fontweight="bold", fontsize=10.5, **side)
-        (axes.set_xlim if lying else axes.set_ylim)(least, max(tops) + 0.12 * span)
+        start = least - 0.06 * span if least < 0 else 0  # room for the whole point
+        (axes.set_xlim if lying else axes.set_ylim)(start, max(tops) + 0.12 * span)
         return picture(figure, alt)
 
 
