@@ -484,7 +484,8 @@ def gradients(model, joined):
         maps = Pyramid(*(map_.detach().requires_grad_() for map_ in maps))
     for map_ in maps:
         map_.retain_grad()
-    logits = model.eval().decode(maps, shown[1].shape[-2:])
+    model.cpu().eval(), loss.cpu()  # fit may have taken both to a GPU
+    logits = model.decode(maps, shown[1].shape[-2:])
     loss(logits, shown[1]).backward()
     return [map_.grad for map_ in maps], learner.features.conv1.weight.grad
 
