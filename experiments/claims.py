@@ -15,11 +15,17 @@ import statistics
 
 from filelock import Timeout
 
-from experiments import records, transfer, unet
+from experiments import attention, conv_projection, pooling_linear, records, transfer, unet
 from experiments.trials import SETTINGS, run
 from helpers import records as stored
 
-CHAPTERS = {"encoder": transfer.TRIALS, "unet": unet.TRIALS}
+CHAPTERS = {
+    "encoder": transfer.TRIALS,
+    "pooling_linear": pooling_linear.TRIALS,
+    "conv_projection": conv_projection.TRIALS,
+    "attention": attention.TRIALS,
+    "unet": unet.TRIALS,
+}
 Task = tuple[str, str, int]  # data set, trial, seed
 
 

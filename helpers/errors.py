@@ -88,7 +88,7 @@ ROWS = (
             "Pool to a fixed grid before you flatten, and size the layer by the channels alone; "
             "then every image size fits. A map that was never flattened needs `nn.Flatten()`."
         ),
-        chapter=Chapter("03", "conv_projection", "my decoder wants other channels"),
+        chapter=Chapter("02", "pooling_linear", "my decoder wants a vector"),
         example="""\
 import torch
 from torch import nn
@@ -115,6 +115,47 @@ head = nn.Sequential(
 )
 head(encoder(torch.rand(2, 3, 224, 224)).c5)
 head(encoder(torch.rand(2, 3, 256, 256)).c5)
+""",
+    ),
+    Row(
+        slug="dropped-batch",
+        pattern=(
+            r"Dimension out of range"
+            r"(?: \(expected to be in range of \[-?\d+, (-?\d+)\], but got (-?\d+)\))?"
+        ),
+        title="A tensor has fewer dimensions than the code believes",
+        numbers="dimension {2} was asked for, and the last one is {1}.",
+        cause=(
+            "Most often a bare `squeeze()`, which drops every dimension of length one. After "
+            "pooling to 1×1 these are height and width and, where the batch holds a single image, "
+            "the batch: `[1, 512, 1, 1]` becomes `[512]`. It strikes at the end of an epoch, when "
+            "one image is left over, or with the first single picture."
+        ),
+        cure=(
+            "Say which dimensions you mean: `flatten(1)` joins all but the batch, "
+            "`squeeze((2, 3))` drops height and width only. One image without a batch gets one "
+            "with `x[None]`."
+        ),
+        chapter=Chapter("02", "pooling_linear", "my decoder wants a vector"),
+        example="""\
+import torch
+import torch.nn.functional as F
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+pooled = F.adaptive_avg_pool2d(encoder(torch.rand(1, 3, 224, 224)).c5, 1)
+vector = pooled.squeeze()
+vector.softmax(dim=1)
+""",
+        fixed="""\
+import torch
+import torch.nn.functional as F
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+pooled = F.adaptive_avg_pool2d(encoder(torch.rand(1, 3, 224, 224)).c5, 1)
+vector = pooled.flatten(1)
+vector.softmax(dim=1)
 """,
     ),
     Row(
@@ -252,7 +293,7 @@ F.cross_entropy(logits, masks[:, 0])
             "channel with `images.expand(-1, 3, -1, -1)`, drop alpha with `images[:, :3]`, move "
             "last channels with `images.permute(0, 3, 1, 2)`."
         ),
-        chapter=Chapter("01", "encoder", "what leaves a ResNet-18, and where?"),
+        chapter=Chapter("03", "conv_projection", "my decoder wants other channels"),
         example="""\
 import torch
 from torch import nn

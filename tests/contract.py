@@ -14,7 +14,32 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18
 
+from helpers.bridges.attention import (
+    AveragingReader,
+    Finder,
+    PixelEmbedding,
+    PositionalEncoding2d,
+    QueryDecoder,
+    QueryReader,
+    SelfAttention,
+    SpatialGate,
+)
+from helpers.bridges.conv_projection import (
+    AdaptedDecoder,
+    ConcatAdaptation,
+    ConcatConvAdaptation,
+    ConvAdaptation,
+    FeatureAdaptation,
+)
 from helpers.bridges.encoder import LinearProbe, TruncatedEncoder
+from helpers.bridges.pooling_linear import (
+    GeM,
+    GridLinear,
+    MapDecoder,
+    Painter,
+    PoolLinear,
+    VectorDecoder,
+)
 from helpers.bridges.unet import AddBlock, UNetDecoder, UpBlock, Without
 from helpers.encoder import OUT_CHANNELS, Pyramid
 from helpers.inspection import pyramid_levels
@@ -164,6 +189,105 @@ UNET = Builder(
 )
 
 
+C5_IN = {"inputs": lambda *size: {"x": map_of("c5", *size)}}
+NO_BATCH = Misuse(
+    lambda module: module(torch.rand(512, 2, 3)),
+    ValueError,
+    r"Expected the map as \[B, 512, h, w\], got \[512, 2, 3\]\. .* in_channels=enc",
+)
+C5_ONLY = {
+    "inputs": lambda *size: {"pyramid": pyramid(*size)},
+    "unread": ("c1", "c2", "c3", "c4"),
+}
+
+
+def adaptation(join: type[nn.Module]) -> Builder:
+    """Return the builder of a module that joins c5 to a decoder's map on the grid of c4."""
+    return Builder(
+        cls=join,
+        kind="map",
+        build=lambda: join(in_channels=256, skip_channels=512, out_channels=4),
+        inputs=lambda *size: {"x": map_of("c4", *size), "skip": map_of("c5", *size)},
+        shape=lambda batch, height, width: (batch, 4, *sides("c4", height, width)),
+        misuses={
+            "training on one value": Misuse(
+                lambda module: module.train()(torch.rand(1, 256, 1, 1), map_of("c5", 1, 32, 32)),
+                ValueError,
+                "Expected more than 1 value per channel when training",
+            ),
+            "skip first": Misuse(
+                lambda module: module(map_of("c5", 2, 64, 96), map_of("c4", 2, 64, 96)),
+                ValueError,
+                r"Expected x as \[B, 256, h, w\], got \[2, 512, 2, 3\]\. .* in_channels=enc",
+            ),
+            "a skip of another batch": Misuse(
+                lambda module: module(map_of("c4", 4, 64, 96), map_of("c5", 1, 64, 96)),
+                ValueError,
+                r"Expected maps of one batch, got x of 4 images and skip of 1\. Pass maps of the",
+            ),
+        },
+    )
+
+
+def adapted(adapt: type[nn.Module] = FeatureAdaptation) -> AdaptedDecoder:
+    """Return a decoder of few channels that joins by `adapt`."""
+    return AdaptedDecoder(OUT_CHANNELS, out_channels=3, width=6, adapt=adapt)
+
+
+ADAPTED = Builder(
+    cls=AdaptedDecoder,
+    kind="decoder",
+    build=adapted,
+    inputs=lambda *size: {"pyramid": pyramid(*size)},
+    shape=lambda batch, height, width: (batch, 3, *sides("c2", height, width)),
+    misuses=UNET.misuses,
+    unread=("c1",),
+)
+
+
+def no_batch(message: str) -> Misuse:
+    """Return the misuse of handing c4 over without its batch, to what takes one map."""
+    return Misuse(lambda module: module(torch.rand(256, 4, 6)), ValueError, message)
+
+
+C4_IN = {
+    "inputs": lambda *size: {"x": map_of("c4", *size)},
+    "misuses": {
+        "without a batch": no_batch(
+            r"Expected x as \[B, 256, h, w\], got \[256, 4, 6\]\. .* in_chan"
+        ),
+        "another map": Misuse(
+            lambda module: module(map_of("c5", 2, 64, 96)),
+            ValueError,
+            r"Expected x as \[B, 256, h, w\], got \[2, 512, 2, 3\]\. .* in_channels=enc",
+        ),
+    },
+}
+READER = Builder(
+    cls=QueryReader,
+    kind="tokens",
+    build=lambda: QueryReader(256, queries=5, width=16),
+    shape=lambda batch, height, width: (batch, 5, 16),
+    **C4_IN,
+)
+READER = replace(
+    READER,
+    misuses=READER.misuses
+    | {
+        "a width that the heads do not divide": Misuse(
+            lambda module: QueryReader(256, queries=5, width=18),
+            ValueError,
+            r"Expected a width that 4 heads divide, got 18\. Choose",
+        ),
+    },
+)
+
+
+def asking(reader: type[QueryReader] = QueryReader) -> QueryDecoder:
+    """Return a decoder of few channels whose queries read by `reader`."""
+    return QueryDecoder(OUT_CHANNELS, out_channels=3, width=8, reader=reader)
+
+
 # --- one builder per exported class
 
 BUILDERS = {
@@ -224,5 +348,181 @@ BUILDERS = {
                 r"Expected names among c1…c5, got \['c6'\]\.",
             ),
         },
+    ),
+    "PoolLinear": Builder(
+        cls=PoolLinear,
+        kind="vector",
+        build=lambda: PoolLinear(512, 6),
+        shape=lambda batch, height, width: (batch, 6),
+        misuses={"without a batch": NO_BATCH},
+        **C5_IN,
+    ),
+    "GeM": Builder(
+        cls=GeM,
+        kind="vector",
+        build=lambda: GeM(512),
+        shape=lambda batch, height, width: (batch, 512),
+        misuses={
+            "without a batch": NO_BATCH,
+            "a power of 0": Misuse(
+                lambda module: GeM(512, p=0), ValueError, r"Expected p above 0, got 0: 1 is"
+            ),
+        },
+        **C5_IN,
+    ),
+    "GridLinear": Builder(
+        cls=GridLinear,
+        kind="vector",
+        build=lambda: GridLinear(512, 6, grid=2),
+        shape=lambda batch, height, width: (batch, 6),
+        misuses={
+            "without a batch": NO_BATCH,
+            "no cells": Misuse(
+                lambda module: GridLinear(512, 6, grid=0),
+                ValueError,
+                r"Expected a grid of 1 × 1 or more, got 0\.",
+            ),
+        },
+        **C5_IN,
+    ),
+    "Painter": Builder(
+        cls=Painter,
+        kind="map",
+        build=lambda: Painter(512, 3, widths=(8, 7, 6)),
+        shape=lambda batch, height, width: (
+            batch,
+            3,
+            *(8 * side for side in sides("c5", height, width)),
+        ),
+        misuses={"without a batch": NO_BATCH},
+        **C5_IN,
+    ),
+    "VectorDecoder": Builder(
+        cls=VectorDecoder,
+        kind="decoder",
+        build=lambda: VectorDecoder(PoolLinear(512, 16), 16, out_channels=3, grid=(2, 3)),
+        shape=lambda batch, height, width: (batch, 3, 16, 24),
+        misuses={
+            "a bridge of another width": Misuse(
+                lambda module: VectorDecoder(GeM(512), 256, 3)(pyramid(2, 64, 96)),
+                ValueError,
+                r"Expected a vector \[B, 256\] from the bridge, got \[2, 512\]\. .*in_features",
+            ),
+            "a bridge that drops the batch": Misuse(
+                lambda module: VectorDecoder(
+                    nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(0)), 512, 3
+                )(pyramid(1, 64, 96)),
+                ValueError,
+                r"Expected a vector \[B, 512\] from the bridge, got \[512\]\. .*flatten\(1\)",
+            ),
+        },
+        **C5_ONLY,
+    ),
+    "MapDecoder": Builder(
+        cls=MapDecoder,
+        kind="decoder",
+        build=lambda: MapDecoder(512, out_channels=3),
+        shape=lambda batch, height, width: (
+            batch,
+            3,
+            *(8 * side for side in sides("c5", height, width)),
+        ),
+        misuses={
+            "coarsest map first": Misuse(
+                lambda module: module(Pyramid(*reversed(pyramid(2, 64, 96)))),
+                ValueError,
+                r"Expected c5 as \[B, 512, h, w\], got \[2, 64, 32, 48\]\. .* in_channels=enc",
+            ),
+        },
+        **C5_ONLY,
+    ),
+    "FeatureAdaptation": adaptation(FeatureAdaptation),
+    "FeatureAdaptation of a finer map": replace(
+        adaptation(FeatureAdaptation),
+        build=lambda: FeatureAdaptation(in_channels=256, skip_channels=64, out_channels=4),
+        inputs=lambda *size: {"x": map_of("c4", *size), "skip": map_of("c2", *size)},
+        misuses={},
+    ),
+    "ConcatAdaptation": adaptation(ConcatAdaptation),
+    "ConvAdaptation": adaptation(ConvAdaptation),
+    "ConcatConvAdaptation": adaptation(ConcatConvAdaptation),
+    "AdaptedDecoder": ADAPTED,
+    "AdaptedDecoder of ConcatConvAdaptations": replace(
+        ADAPTED, build=lambda: adapted(ConcatConvAdaptation)
+    ),
+    "SpatialGate": Builder(
+        cls=SpatialGate,
+        kind="map",
+        build=lambda: SpatialGate(256),
+        shape=lambda batch, height, width: (batch, 256, *sides("c4", height, width)),
+        **C4_IN,
+    ),
+    "PositionalEncoding2d": Builder(
+        cls=PositionalEncoding2d,
+        kind="map",
+        build=lambda: PositionalEncoding2d(256),
+        inputs=C4_IN["inputs"],
+        shape=lambda batch, height, width: (batch, 256, *sides("c4", height, width)),
+        misuses=C4_IN["misuses"]
+        | {
+            "channels that 4 does not divide": Misuse(
+                lambda module: PositionalEncoding2d(6),
+                ValueError,
+                r"Expected channels that 4 divides, got 6: .* Project the map first\.",
+            ),
+        },
+    ),
+    "SelfAttention": Builder(
+        cls=SelfAttention,
+        kind="map",
+        build=lambda: SelfAttention(256),
+        inputs=C4_IN["inputs"],
+        shape=lambda batch, height, width: (batch, 256, *sides("c4", height, width)),
+        misuses=C4_IN["misuses"]
+        | {
+            "channels that the heads do not divide": Misuse(
+                lambda module: SelfAttention(256, heads=3),
+                ValueError,
+                r"Expected channels that 3 heads divide, got 256\. Choose another number",
+            ),
+        },
+    ),
+    "QueryReader": READER,
+    "AveragingReader": replace(
+        READER, cls=AveragingReader, build=lambda: AveragingReader(256, queries=5, width=16)
+    ),
+    "Finder": replace(
+        READER,
+        cls=Finder,
+        build=lambda: Finder(QueryReader(256, queries=5, width=16)),
+        shape=lambda batch, height, width: (batch, 5, 3),
+        misuses=C4_IN["misuses"],
+    ),
+    "PixelEmbedding": Builder(
+        cls=PixelEmbedding,
+        kind="map",
+        build=lambda: PixelEmbedding(OUT_CHANNELS, width=6),
+        inputs=lambda *size: {"pyramid": pyramid(*size)},
+        shape=lambda batch, height, width: (batch, 6, *sides("c2", height, width)),
+        misuses=UNET.misuses,
+        unread=("c1",),
+    ),
+    "QueryDecoder": Builder(
+        cls=QueryDecoder,
+        kind="decoder",
+        build=asking,
+        inputs=lambda *size: {"pyramid": pyramid(*size)},
+        shape=lambda batch, height, width: (batch, 3, *sides("c2", height, width)),
+        misuses=UNET.misuses,
+        unread=("c1",),
+    ),
+    "QueryDecoder of an AveragingReader": Builder(
+        cls=QueryDecoder,
+        kind="decoder",
+        build=lambda: asking(AveragingReader),
+        inputs=lambda *size: {"pyramid": pyramid(*size)},
+        shape=lambda batch, height, width: (batch, 3, *sides("c2", height, width)),
+        misuses=UNET.misuses,
+        unread=("c1",),
     ),
 }

@@ -85,6 +85,9 @@ VARIATIONS: list[tuple[str, Callable[[], object], tuple[str, ...]]] = [
     ("mat1-mat2", lambda: nn.Linear(6272, 256)(torch.rand(2, 8192)), ("8192", "6272")),
     ("mat1-mat2", lambda: nn.Linear(512, 5)(torch.rand(3, 512, 1, 1)), ("has 1 values", "512")),
     ("mat1-mat2", lambda: torch.rand(3, 17) @ torch.rand(19, 3), ("17", "19")),
+    ("dropped-batch", lambda: torch.rand(256).softmax(1), ("dimension 1", "last one is 0")),
+    ("dropped-batch", lambda: torch.rand(2, 3).mean(dim=3), ("dimension 3", "last one is 1")),
+    ("dropped-batch", lambda: torch.rand(5, 2).transpose(-3, 1), ("dimension -3",)),
     ("cat-sizes", lambda: stack(112, 56), ("112", "56")),
     ("cat-sizes", lambda: stack(21, 20), ("21", "20")),
     (
@@ -131,6 +134,7 @@ def test_other_numbers_find_the_same_row_and_are_read(
     ("part", "slug"),
     [
         ("mat1 and mat2 shapes cannot be multiplied", "mat1-mat2"),
+        ("Dimension out of range", "dropped-batch"),
         ("Sizes of tensors must match except in dimension 1.", "cat-sizes"),
         ("Given groups=1, weight of size [64, 3, 7, 7]", "conv-channels"),
         ("view size is not compatible", "view-size"),
@@ -216,7 +220,7 @@ UNRELATED: dict[str, Callable[[], object]] = {
     "state dict": lambda: nn.Linear(2, 3).load_state_dict({"weights": torch.rand(3, 2)}),
     "in-place on a leaf": in_place_on_a_leaf,
     "no gradient": lambda: torch.rand(3).sum().backward(),
-    "dimension": lambda: torch.rand(3, 4).transpose(1, 2),
+    "dimension": lambda: torch.rand(3, 4).permute(0, 1, 2),
 }
 
 
