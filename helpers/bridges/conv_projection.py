@@ -23,14 +23,12 @@ def as_conv(linear: nn.Linear) -> nn.Conv2d:
             f"Expected an nn.Linear, got {type(linear).__name__}. Pass the layer "
             "itself, not the model around it."
         )
-    weight, bias = linear.weight, linear.bias
+    weight, bias = linear.weight.detach(), linear.bias
     sides = linear.in_features, linear.out_features
-    like = {"device": weight.device, "dtype": weight.dtype}
-    conv = nn.Conv2d(*sides, kernel_size=1, bias=bias is not None, **like)
-    with torch.no_grad():
-        conv.weight.copy_(weight[:, :, None, None])
-        if bias is not None:
-            conv.bias.copy_(bias)
+    conv = nn.Conv2d(*sides, kernel_size=1, bias=bias is not None)
+    conv.weight = nn.Parameter(weight[:, :, None, None].clone())
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone())
     return conv
 
 
@@ -44,7 +42,7 @@ def project_to(conv: nn.Module, map_: Tensor, size: Sequence[int]) -> Tensor:
     """
     size = tuple(size)
     if map_.shape[-2] * map_.shape[-1] > size[0] * size[1]:
-        return conv(F.adaptive_avg_pool2d(map_, size))
+        return conv(F.adaptive_avg_pool2d(map_, size))  # type: ignore[arg-type]
     return F.interpolate(conv(map_), size=size, mode="bilinear")
 
 
