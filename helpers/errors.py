@@ -80,9 +80,9 @@ ROWS = (
         numbers="each row that arrives has {2} values; the layer was built for {3}.",
         cause=(
             "`nn.Linear` has one weight per input value, so its width fixes the size of the map "
-            "that is flattened before it: 512·7·7 = 25088 values fit images of 224 pixels and no "
-            "others. At 256 pixels c5 is 8×8, and 32768 values arrive. If the number that arrives "
-            "is the width of a map (1, 7 or 8), the map was never flattened."
+            "that is flattened before it: 512·7·7 = 25088 values fit images of 193 to 224 pixels "
+            "and no others. At 256 pixels c5 is 8×8, and 32768 values arrive. If the number that "
+            "arrives is the width of a map (1, 7 or 8), the map was never flattened."
         ),
         cure=(
             "Pool to a fixed grid before you flatten, and size the layer by the channels alone; "

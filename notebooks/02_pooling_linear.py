@@ -15,8 +15,8 @@
 # # 02 · My decoder wants a vector
 #
 # A sequence model wants a first state, a generator wants a code, a search wants a key: one vector,
-# `[B, 256]`. The encoder has `c5`, `[B, 512, h, w]`. Two lines join them, and a mistake is waiting in
-# each of the two. This chapter makes them, cures them, and then asks what is left: the vector still
+# `[B, 256]`. The encoder has `c5`, `[B, 512, h, w]`. There are two common ways from one to the other, and
+# each hides a mistake. This chapter makes them, cures them, and then asks what is left: the vector still
 # knows *what* is in the image. How much does it know of *where*?
 
 # %% tags=["setup", "hide-input", "nbval-ignore-output"] mystnb={"code_prompt_show": "Set-up", "code_prompt_hide": "Set-up"}
@@ -43,7 +43,7 @@ print(f"torch {torch.__version__} on {device}")
 # %% [markdown]
 # ## What you will see
 #
-# - why an average over the positions cannot tell where anything is;
+# - why an average over the positions forgets their order;
 # - the `.squeeze()` that works for every batch but the last one;
 # - a linear layer that is larger than the encoder, and fits one image size only;
 # - three bridges: `PoolLinear`, `GeM`, `GridLinear`;
@@ -97,11 +97,13 @@ plotting.show_features_as_color(
 
 # %%
 assert torch.allclose(c5.mean(dim=(2, 3)), shuffled.mean(dim=(2, 3)), atol=1e-5)
+assert torch.equal(c5.amax(dim=(2, 3)), shuffled.amax(dim=(2, 3)))
 
 # %% [markdown]
 # The cat is gone, and the average over the positions is **the same vector**. So is the maximum.
-# Whatever reads that vector cannot know which of the two it came from. No training helps: the
-# information is not hidden, it is not there. This is what people mean by a *bottleneck*.
+# Whatever reads that vector cannot know which of the two it came from. No training helps: the order of
+# the positions is not hidden, it is not there. And all that a decoder learns about the image has to pass
+# through these few numbers: a **bottleneck**.
 #
 # ## The shapes
 #
@@ -130,7 +132,7 @@ for height, width in [(128, 128), (224, 224), (256, 256), (180, 240)]:
 
 # %%
 class SqueezedPool(nn.Module):
-    """Pool, squeeze, linear: right four times out of five."""
+    """Pool, squeeze, linear: right for four images out of five."""
 
     def __init__(self):
         super().__init__()
@@ -146,9 +148,8 @@ for batch in torch.rand(5, 512, 4, 4).split(2):
     print(list(batch.shape), "→", list(shapes(attempt, batch)))
 
 # %% [markdown]
-# `squeeze()` drops *every* dimension of length one, and in the last batch of an epoch that is the
-# batch itself. Nothing complains here. It does so later, far from the cause, and only when a single
-# image is left over:
+# `squeeze()` drops *every* dimension of length one, and in a batch of one that is the batch itself. There
+# is no error yet. It comes later, far from its cause, and only when a single image is left over:
 
 # %% tags=["raises-exception"]
 with explaining():
@@ -175,8 +176,9 @@ with explaining():
 
 # %% [markdown]
 # A linear layer has one weight for each number that arrives, so it is married to 7 × 7 positions: to
-# images of 193 to 224 pixels and no others. And it is expensive. Here is the number of its
-# parameters, without the 1×1 convolution, over the side of the image that it is built for:
+# images of 193 to 224 pixels and no others. And flattening is expensive. Here are the
+# parameters of that linear layer over the side of the image that it is built for, with the 1×1 convolution
+# before it and without (then all 512 channels are flattened):
 
 # %%
 sides = list(range(64, 513, 32))
@@ -187,11 +189,13 @@ def linear_parameters(positions, channels=512, out_features=256):
     return (channels * positions + 1) * out_features / 1e6
 
 
-flattened = [linear_parameters((side // 32) ** 2) for side in sides]
+positions = [(side // 32) ** 2 for side in sides]
+flattened = [linear_parameters(n) for n in positions]
 whole = count_parameters(encoder) / 1e6
 plotting.show_curves(
     {
         "flatten": flattened,
+        "1×1, flatten": [linear_parameters(n, channels=128) for n in positions],
         "encoder": [whole for _ in sides],
         "4 × 4 grid": [linear_parameters(4 * 4) for _ in sides],
         "pool": [linear_parameters(1) for _ in sides],
@@ -208,9 +212,10 @@ assert flattened[sides.index(288)] < whole < flattened[sides.index(320)]
 assert linear_parameters(1) < whole / 80
 
 # %% [markdown]
-# From 320 pixels on, this one layer is larger than the whole ResNet-18. Behind a pool it has less
-# than an eightieth of the encoder's parameters, whatever the image. Between the two lies a
-# compromise: pool to a *grid* of fixed size, and flatten that.
+# Over all channels this one layer is larger than the whole ResNet-18 from 10 × 10 positions on, images of
+# 289 pixels; a 1×1 convolution only puts that off. Behind a pool it has less than an eightieth of the
+# encoder's parameters, whatever the image. Between the two lies a compromise: pool to a *grid* of fixed
+# size, and flatten that.
 #
 # ## The technique
 #
@@ -294,7 +299,7 @@ class GeM(nn.Module):
 
     def __init__(self, in_channels: int, p: float = 3.0):
         super().__init__()
-        if not p > 0:
+        if not 0 < p < float("inf"):
             raise ValueError(f"Expected p above 0, got {p}: 1 is the average.")
         self.in_channels = in_channels
         self.log_p = nn.Parameter(torch.tensor(float(p)).log())
@@ -344,9 +349,9 @@ class GridLinear(nn.Module):
     """A map as one vector that keeps coarse places: grid × grid means, then linear.
 
     `forward(x)` takes `[B, in_channels, h, w]`, any h and w, and returns
-    `[B, out_features]`. The linear layer has in_channels · grid² inputs; a map that
-    is smaller than the grid repeats its positions. Raises `ValueError` for a grid
-    below 1 and for other channels or ranks, `TypeError` for integers.
+    `[B, out_features]`. The linear layer has in_channels · grid² inputs; in a map
+    that is smaller than the grid, cells share positions. Raises `ValueError` for a
+    grid below 1 and for other channels or ranks, `TypeError` for integers.
     """
 
     def __init__(self, in_channels: int, out_features: int, grid: int):
@@ -430,10 +435,10 @@ class VectorDecoder(nn.Module):
         out_channels: classes, or channels of the picture.
         grid: height and width of the small map; the output is 8 times as large.
 
-    `forward(pyramid)` reads c5 only and returns `[B, out_channels, 8·grid]`, for
-    images of any size; `Segmenter` stretches it to the image. Raises `ValueError`
-    where the bridge returns anything but `[B, in_features]`, and what the bridge
-    raises.
+    `forward(pyramid)` reads c5 only and returns
+    `[B, out_channels, 8·grid[0], 8·grid[1]]`, for images of any size; `Segmenter`
+    stretches it to the image. Raises `ValueError` where the bridge returns anything
+    but `[B, in_features]`, and what the bridge raises.
     """
 
     def __init__(
@@ -504,8 +509,8 @@ for name, make in makers.items():
     print(f"{name:6} {count_parameters(decoder):,} parameters,", *found)
 
 # %% [markdown]
-# The vector's decoder has more parameters, so if it loses, it is not for want of those. On scenes
-# `c5` is 4 × 4, and both paint 32 × 32.
+# The vector's decoder has four times as many parameters, so if it loses, it is not for want of those. On
+# scenes `c5` is 4 × 4, and both paint 32 × 32.
 
 # %% [markdown]
 # ## Train it
@@ -597,28 +602,38 @@ for name in makers:
 assert scored["map"].miou > scored["vector"].miou + 2
 assert scored["map"].miou > nothing_found + 4
 assert scored["vector"].miou < nothing_found + 8
-assert error["map"] < error["vector"] - 1
+assert error["map"] < min(error["vector"] - 1, error["one colour"])
 assert 0.9 < error["vector"] / error["one colour"] < 1.25
 
 # %% [markdown]
 # As a picture, the vector is worth about as much as one colour for the whole image; its mask is not
 # far from an empty one. The map, through the same painter and after the same steps, does better in
-# both.
+# both, though its pictures, too, are only a little better than one colour.
 #
 # ## Look inside
 #
 # ### What the average knows of places, and from where
 #
-# By the puzzle argument the vector should know *nothing* of places. Yet a readout finds the largest
-# object somewhat better from the vector than by guessing, as you will see below. Somebody must have
-# written the place into the features, before the average. Feed a plain grey image, the same everywhere,
-# and look at how much each position of `c5` differs from the middle one:
+# The average forgets the order of the positions. Yet a readout finds the largest object somewhat better
+# from the vector than by guessing, as you will see below. So the features themselves must carry the
+# place, before the average. Feed a plain grey image, the same everywhere, and look at how much each
+# position of `c5` differs from the middle one. Then do it again with an encoder whose layers continue at
+# the other side of the image, where they used to pad:
+
 
 # %%
+def continued(_, given):
+    """What a pooling layer gets in place of its padding."""
+    return (F.pad(given[0], (1, 1, 1, 1), mode="circular"),)
+
+
 wrapped = ResNet18Encoder()
 for part in wrapped.modules():
     if isinstance(part, nn.Conv2d):
         part.padding_mode = "circular"
+    if isinstance(part, nn.MaxPool2d):
+        part.padding = 0
+        part.register_forward_pre_hook(continued)
 grey = torch.full((1, 3, 288, 288), 0.5)
 
 
@@ -645,13 +660,19 @@ border = torch.ones(9, 9, dtype=torch.bool)
 border[2:-2, 2:-2] = False
 assert signed["zeros"][border].mean() > 2 * signed["zeros"][~border].mean()
 assert signed["wrapped"].max() < 0.05
+tile = normalize(F.interpolate(photo, size=(288, 288)))  # 9 × 9 positions
+with (
+    torch.no_grad()
+):  # move the photograph by 32 pixels, and c5 moves by a position
+    moved, c5 = wrapped(tile.roll(32, dims=3)).c5, wrapped(tile).c5
+assert torch.allclose(moved, c5.roll(1, dims=3), atol=1e-4)
 
 # %% [markdown]
 # The convolutions pad with zeros, so a position near the border sees something that is in no image:
-# it *signs* its features. Let the convolutions wrap around instead, and all positions are alike. The
-# average of signed features keeps a trace of the signatures. Below we measure how large it is. (That
-# padding tells places, and that pooled vectors still carry them, was shown by Islam et al., ICLR 2020
-# and ICCV 2021.)
+# it *signs* its features. Let the layers wrap around instead, and all positions are alike: the assertion
+# moves a photograph, and its `c5` just moves along. The average of signed features keeps a trace of the
+# signatures. Below we measure how large it is. (That padding tells places, and that pooled vectors still
+# carry them, was shown by Islam et al., ICLR 2020 and ICCV 2021.)
 #
 # ### What the vector is good at
 #
@@ -686,14 +707,15 @@ plotting.show_images(
 )
 
 # %% [markdown]
-# Left the scene that was asked about; over its neighbours, how many of the shapes of both they share.
-# Some backgrounds are alike at first sight. Whether the shapes are, too, needs counting: we do it
-# below.
+# At the left the scene that was asked about; above each neighbour: how many of the shapes that occur in
+# either scene occur in both. Some backgrounds are alike at first sight. Whether the shapes are, too,
+# needs counting: we do it below.
 #
 # ## Measure the claims
 #
-# `python -m experiments.claims pooling_linear` trains the decoders with three seeds on 400 scenes and
-# on **CamVid**'s 266 street photographs, and reports on scenes and streets that no training saw.
+# `python -m experiments.claims pooling_linear --on scenes` trains the decoders with three seeds on 400
+# scenes; `--on streets --only nothing vector map` trains three of them on **CamVid**'s 266 street
+# photographs. Both report on scenes and streets that no training saw.
 # `python -m experiments.pooling_linear_probe` asks the vectors themselves, by linear readouts, three
 # times with 1,000 scenes to learn from and 500 to report on.
 
@@ -721,7 +743,11 @@ def told(question, what, padding="zeros"):
     return torch.tensor(found)
 
 
-assert all(len(measured(w, "vector")) >= 3 for w in places)
+fed = ("nothing", "vector", "map")
+assert all(len(measured(w, what)) >= 3 for w in places for what in fed)
+assert len(told("position", "average")) == len(
+    told("position", "average", "circular")
+)
 assert len(told("position", "average")) >= 3
 
 # %% [markdown]
@@ -729,7 +755,6 @@ assert len(told("position", "average")) >= 3
 # the vector, and one *nothing*: it is fed zeros, and can only learn the mask that suits all images.
 
 # %% tags=["nbval-ignore-output"]
-fed = ("nothing", "vector", "map")
 for where in places:
     display(
         plotting.show_bars(
@@ -751,16 +776,25 @@ for where in places:
     assert margin(where, "map", "vector") > 8
     assert margin(where, "map", "vector", "boundary_miou") > 0
     assert margin(where, "vector", "nothing") > 4
-assert min(measured("streets", "nothing")) > 0.6 * max(
-    measured("streets", "vector")
-)
+nothing, vector = measured("streets", "nothing"), measured("streets", "vector")
+assert min(nothing) > 0.6 * max(vector)
+road = [
+    [
+        r["iou"]["road"]
+        for r in trials
+        if (r["data"], r["what"]) == ("streets", what)
+    ]
+    for what in ("nothing", "vector")
+]
+assert min(road[0]) > max(road[1])
 
 # %% [markdown]
 # The claim holds in both places: the map is more than 8 points of mIoU ahead. A vector is more than 4
 # ahead of nothing, so it is not worthless. But look at *nothing* on streets, which scores more than 60 %
-# of what the vector scores: sky above, road below, houses at both sides. Where every image is composed
-# alike, a decoder that sees no image at all paints a plausible street, and a vector looks better than
-# it is. Never judge a bottleneck without that baseline.
+# of what the vector scores, and at the road even more than the vector, in every seed. Sky above, road
+# below, houses at both sides: where every image is composed alike, a decoder that sees no image at all
+# paints a plausible street, and a vector looks better than it is. Never judge a bottleneck without that
+# baseline. (Outlines are poor in all three: from `c5` alone the map's are, too. That is chapter 05.)
 
 # %% tags=["nbval-ignore-output"]
 plotting.show_masks(
@@ -775,16 +809,19 @@ plotting.show_masks(
 )
 
 # %% [markdown]
+# Look how symmetric the vector's streets are. Training showed every photograph mirrored, too, and an
+# average can hardly tell which it was.
+#
 # **How wide, and from how many cells?** Pull the slider: four unseen scenes, from four numbers up to
 # the whole map.
 
 # %%
 steps = {
-    "vector of 4": "4 numbers of the average",
-    "vector of 32": "32 numbers of the average",
-    "vector": "256 numbers of the average",
-    "grid 2×2": "256 numbers of 2 × 2 cells",
-    "grid 4×4": "256 numbers of 4 × 4 cells",
+    "vector of 4": "4 numbers from the average",
+    "vector of 32": "32 numbers from the average",
+    "vector": "256 numbers from the average",
+    "grid 2×2": "256 numbers from 2 × 2 cells",
+    "grid 4×4": "256 numbers from 4 × 4 cells",
     "map": "the map itself, 8,192 numbers",
 }
 stored = {r["what"]: r for r in probes if r["what"].startswith("drawn")}
@@ -823,20 +860,21 @@ plotting.show_bars(
 
 # %%
 assert margin("scenes", "vector", "vector of 4") > 0
-assert margin("scenes", "vector of 4", "vector") > -4
-assert margin("scenes", "grid 2×2", "vector") > 1.5
-assert abs(margin("scenes", "grid 4×4", "grid 2×2")) < 2
-assert margin("scenes", "map", "grid 4×4") > 3
+assert margin("scenes", "vector of 4", "vector") > -3
+assert margin("scenes", "grid 2×2", "vector") > 3
+more = sum(measured("scenes", "grid 4×4")) - sum(measured("scenes", "grid 2×2"))
+assert abs(more / 3) < 1
+assert margin("scenes", "map", "grid 4×4") > 5
 
 # %% [markdown]
-# From 4 to 256 numbers little is gained: the average has no more to say about masks. The same 256
-# numbers, taken from 2 × 2 cells, are worth more; from 4 × 4 cells no more than that. And a good part
-# of the way to the map is still missing, though nothing was pooled in the end: on scenes those 4 × 4
-# cells *are* `c5`. A linear layer over a flattened map must learn for every cell anew what a star
-# looks like, where a convolution learns it once. (That this is the reason, we have not measured.)
+# From 4 to 256 numbers little is gained: this decoder gets no more from the average. 256 numbers from
+# 2 × 2 cells are worth 3 points more; from 4 × 4 cells hardly more than that. And 5 points are still
+# missing to the map, though on scenes those 4 × 4 cells *are* `c5`. Two things stand between them: 8,192
+# numbers had to fit into 256, and a linear layer must learn for every cell anew what a star looks like,
+# where a convolution learns it once. Which of the two costs more, we have not measured.
 #
-# **Where is the largest object?** A linear readout is asked for its middle. On the horizontal axis,
-# its size: the side of a square with as many pixels. *Guessing* always says the same place.
+# **Where is the largest object?** A linear readout is asked for its middle. On the horizontal axis, the
+# object's size: the side of a square with as many pixels. *Guessing* always says the same place.
 
 # %% tags=["nbval-ignore-output"]
 sizes = ["below 24", "24 to 40", "40 to 56", "above 56"]
@@ -852,9 +890,12 @@ plotting.show_curves(
 # %%
 error = {what: told("position", what)[:, 4] for what in readouts}
 signature = error["guessing"] - error["average"]
-unsigned = error["guessing"] - told("position", "average", "circular")[:, 4]
+guessed, wrapped_error = (
+    told("position", what, "circular")[:, 4] for what in ("guessing", "average")
+)
+unsigned = guessed - wrapped_error
 print("measured in", len(signature), "runs of 500 scenes")
-assert signature.min() > 2 and signature.max() < 9
+assert signature.min() > 3 and signature.max() < 8
 better = told("position", "guessing") - told("position", "average")
 assert better.mean(dim=0).min() > 0
 for what in readouts:
@@ -865,13 +906,13 @@ assert unsigned.max() < signature.min()
 assert (unsigned < 0.5 * signature).all()
 
 # %% [markdown]
-# The image is 128 pixels wide. The average is a few pixels better than guessing, at any size: a weak
+# The image is 128 pixels wide. The average is 3 to 8 pixels better than guessing, at any size: a weak
 # trace. Two by two cells gain about as much again, and the sixteen cells of 4 × 4 hardly anything on top,
 # for a linear readout. Large objects are found better by all, by guessing too: there is less room for
 # them to be off the middle.
 #
-# Most of the trace is the signature of the zeros. With the encoder that wraps around, the average is
-# hardly better than guessing:
+# Most of the trace is the signature of the zeros. With the encoder that wraps around, the average keeps
+# less than half of it:
 
 # %% tags=["nbval-ignore-output"]
 plotting.show_bars(
@@ -879,6 +920,14 @@ plotting.show_bars(
     ylabel="pixels better than guessing",
     alt="Padded with zeros, the average finds objects better than wrapped around.",
 )
+
+# %%
+lost = told("position", "grid 2×2", "circular")[:, 4] - error["grid 2×2"]
+assert 0 < lost.min() and lost.max() < 4
+
+# %% [markdown]
+# A part of that is an encoder that was never trained like this: wrapped around, the 2 × 2 cells lose up to
+# 4 pixels, too.
 
 # %% [markdown]
 # **Average, maximum or in between?** Now the question that a vector is made for: *is there a star?*
@@ -900,26 +949,30 @@ plotting.show_panels(
 # %%
 present = {what: 100 * told("presence", what)[:, 4] for what in pools}
 for what in ("GeM", "max"):
-    assert (present[what] - present["average"]).abs().max() < 2
+    ahead = present[what] - present["average"]
+    assert ahead.min() > 0 and ahead.max() < 2
+assert max(told("presence", what)[:, 0].max() for what in pools) < 0.65
 assert (present["average"] > present["grid 4×4"]).all()
 sized = told("presence", "average")
 assert (sized[:, 3] - sized[:, 0]).min() > 0.15
 assert present["average"].min() > 70
 
 # %% [markdown]
-# Over all sizes, GeM and maximum lie within 2 points of the average: on 4 × 4 positions the choice
-# hardly matters. A grid, which told places, does not help here: sixteen times the inputs, and
-# somewhat worse answers. What matters is the size of the object. Of a shape with a radius below 8
-# pixels little is left in `c5`, and no pooling brings it back.
+# Over all sizes, GeM (*p* = 3, not learnt here) and maximum are ahead in every seed, by less than 2 points:
+# on 4 × 4 positions the choice hardly matters. A grid, which told places, does not help here: sixteen
+# times the inputs, and with 1,000 scenes to learn from somewhat worse answers. What matters is the size
+# of the object. Of a shape with a radius below 8 pixels no readout finds much, at most 65 % where 50 is
+# chance. (Poles are longer, and count in the two larger sizes only.)
 #
 # **Are neighbours similar?** What the four nearest scenes share with the one that was asked about:
 
 # %% tags=["nbval-ignore-output"]
-kinds = ("any other", "mean colour", "average", "GeM", "max")
+kinds = ("any other", "tint", "average", "GeM", "max")
 
 
 def shared(kind, key):
     """One value for each seed."""
+    kind = {"tint": "mean colour"}.get(kind, kind)
     return [r["neighbours"][kind][key] for r in probes if r["what"] == "zeros"]
 
 
@@ -941,12 +994,13 @@ plotting.show_bars(
 # %%
 for kind in ("average", "GeM", "max"):
     assert min(shared(kind, "shapes")) > max(shared("any other", "shapes")) + 3
-    assert min(shared(kind, "shapes")) > max(shared("mean colour", "shapes"))
-    assert max(shared(kind, "color")) < 0.8 * min(shared("any other", "color"))
+    assert min(shared(kind, "shapes")) > max(shared("tint", "shapes"))
+    assert max(shared(kind, "color")) < 0.75 * min(shared("any other", "color"))
 
 # %% [markdown]
-# They share shapes more often than chance, by some points only. In colour they are far nearer, though
-# nobody asked for it. "Similar" by a pooled vector means, first of all, *looks alike as a whole*.
+# (*Tint* looks for the same direction of the mean colour.) Neighbours by the vector share more shapes than
+# any other scene does, by 3 points and more, not by many. Their mean colours are a quarter nearer at
+# least, though nobody asked for colour: *similar*, for a pooled vector, is also *looks alike as a whole*.
 
 # %% [markdown]
 # ## Limits
@@ -954,12 +1008,11 @@ for kind in ("average", "GeM", "max"):
 # - Scenes of 128 pixels give `c5` 4 × 4 positions. On a larger map an average dilutes a small object
 #   more, and GeM and maximum may pull ahead.
 # - On streets only three decoders were measured; widths, grids, poolings and readouts on scenes only.
-# - A readout here is linear. What it cannot find may still be there for something deeper; the trained
-#   decoders are such a thing, and agree.
+# - A readout here is linear. What it cannot find may still be there for something deeper. (The trained
+#   decoders are such a thing, and agree that 2 × 2 cells tell more of places than the average.)
 # - The encoder is frozen. Trained along, it could write more of the places into the vector.
 # - Learning rates and epochs are the same for all, and not tuned.
-# - Wrapping around changes what the encoder sees at the border in other ways, too: it was never
-#   trained like that.
+# - Wrapped around, a photograph has a seam at its border, so a trace of the place remains.
 # - A vector that must know places need not be pooled at all: chapter 04 reads the positions as
 #   tokens.
 #
@@ -1021,7 +1074,8 @@ check_masked(masked_average_solution)
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
 def check_inputs(answer):
-    for height, width, grid in [(224, 224, None), (180, 240, None), (225, 97, 2)]:
+    asked = [(224, 224, None), (180, 240, None), (225, 97, None), (225, 97, 3)]
+    for height, width, grid in asked:
         image = torch.rand(1, 3, height, width)
         c5 = encoder(normalize(image)).c5
         pooled = c5 if grid is None else F.adaptive_avg_pool2d(c5, grid)
@@ -1080,13 +1134,14 @@ def check_places(answer):
             return print("You changed the map itself: shuffle a copy.")
         if said and not truth:
             return print(
-                f"{name} knows no places, yet you say it does. Sums in another "
-                "order differ in the last digits: compare with torch.allclose."
+                f"{name} knows no places, yet you say it does. Did you shuffle "
+                "positions only, all channels alike? Then it is rounding: sums in "
+                "another order. Use torch.allclose(…, atol=1e-4)."
             )
         if truth and not said:
             return print(
-                f"{name} knows places, yet you say it does not. Did you shuffle "
-                "positions, or only channels or images?"
+                f"{name} knows places, yet you say it does not. Did the positions "
+                "really move?"
             )
     print("Right: what survives the shuffle knows no places.")
 
@@ -1115,7 +1170,7 @@ check_places(knows_places_solution)
 # - A linear layer behind a flattened map fits one image size. Pool first, to 1 × 1 or to a grid.
 # - A pooled vector knows what and how much; of where it keeps a trace. A 2 × 2 grid gives much of it
 #   back.
-# - Average, GeM and maximum tell shapes apart equally well on small maps. Take the average.
+# - Average, GeM and maximum tell almost equally well whether a shape is there. Start with the average.
 # - Compare every bottleneck with a decoder that sees nothing.
 # - For masks, do not go through a vector at all.
 #
@@ -1125,7 +1180,7 @@ check_places(knows_places_solution)
 # | `PoolLinear`, `GridLinear` | → `[B, out_features]` |
 # | `GeM` | → `[B, C]` |
 # | `Painter` | `[B, C, h, w]` → `[B, out_channels, 8h, 8w]` |
-# | `VectorDecoder` | a `Pyramid` → `[B, out_channels, 8·grid]`; in a `Segmenter` the image's size |
+# | `VectorDecoder` | a `Pyramid` → `[B, out_channels, 8·grid[0], 8·grid[1]]`; in a `Segmenter` the image's size |
 #
 # In your own project:
 #

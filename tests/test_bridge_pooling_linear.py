@@ -309,3 +309,69 @@ def test_neighbours_are_compared_by_what_they_share(asked):
     pairs = [(a, b) for i, a in enumerate(sets) for j, b in enumerate(sets) if i != j]
     expected = 100 * np.mean([len(a & b) / len(a | b) for a, b in pairs])
     assert chance["shapes"] == pytest.approx(expected, abs=0.01)
+
+
+def test_the_largest_object_is_where_the_mask_has_it(asked):
+    found = asked.largest()
+    checked = 0
+    for index, objects in enumerate(asked.objects):
+        largest = max(objects, key=lambda each: each.pixels)
+        if [o.shape for o in objects].count(largest.shape) > 1:
+            continue  # two of a kind cannot be told apart in the mask
+        mask = scenes.scene(index).mask == scenes.CLASSES.index(largest.shape)
+        rows, columns = np.nonzero(mask)
+        middle = (columns.min() + columns.max()) / 2, (rows.min() + rows.max()) / 2
+        assert found[index, :2] == pytest.approx(middle, abs=1)
+        assert found[index, 2] ** 2 == pytest.approx(mask.sum())
+        checked += 1
+    assert checked > 20
+
+
+def test_an_error_counts_for_its_size_and_an_answer_stays_in_the_image(asked):
+    truth = asked.largest()
+    right = pooling_linear_probe.position_errors(truth[:, :2], asked)
+    assert right == [0, 0, 0, 0, 0]
+    small = int(np.argmin(truth[:, 2]))
+    said = truth[:, :2].copy()
+    said[small] = 1e6, said[small, 1]
+    found = pooling_linear_probe.position_errors(said, asked)
+    assert 0 < found[0] < 128 and found[1:4] == [0, 0, 0]
+    assert found[4] == pytest.approx((128 - truth[small, 0]) / 60, abs=0.01)
+
+
+def test_presence_is_the_share_of_pairs_in_the_right_order(asked):
+    generator = np.random.default_rng(0)
+    said = generator.normal(size=(60, 8))
+    expected = []
+    for score, radius in zip(said[:, 2:].T, asked.radii().T, strict=True):
+        with_, without = score[radius > 0], score[radius == 0]
+        expected.append(np.mean(with_[:, None] > without[None]))
+    assert pooling_linear_probe.presence(said, asked)[-1] == pytest.approx(
+        np.mean(expected), abs=1e-3
+    )
+
+
+def test_a_feature_that_slept_in_training_decides_nothing(asked):
+    torch.manual_seed(0)
+    features = torch.cat([asked.c5.mean((2, 3)), 1e-6 * torch.randn(60, 1)], dim=1)
+    awake = features.clone()
+    awake[7, -1] = 1.0  # a million standard deviations
+    said = [
+        pooling_linear_probe.position_errors(_read(features, other, asked), asked)[-1]
+        for other in (features, awake)
+    ]
+    assert abs(said[0] - said[1]) < 1
+
+
+def _read(train, test, asked):
+    turns = iter((train, test))
+    return pooling_linear_probe.read(lambda c5: next(turns), asked, asked)
+
+
+def test_wrapped_around_a_map_moves_with_its_image():
+    encoder = ResNet18Encoder()
+    pooling_linear_probe.wrap(encoder)
+    image = torch.randn(1, 3, 96, 128)
+    with torch.no_grad():
+        c5, moved = encoder(image).c5, encoder(image.roll((32, -32), (2, 3))).c5
+    assert torch.allclose(moved, c5.roll((1, -1), (2, 3)), atol=1e-4)

@@ -48,7 +48,7 @@ class GeM(nn.Module):
 
     def __init__(self, in_channels: int, p: float = 3.0):
         super().__init__()
-        if not p > 0:
+        if not 0 < p < float("inf"):
             raise ValueError(f"Expected p above 0, got {p}: 1 is the average.")
         self.in_channels = in_channels
         self.log_p = nn.Parameter(torch.tensor(float(p)).log())
@@ -67,9 +67,9 @@ class GridLinear(nn.Module):
     """A map as one vector that keeps coarse places: grid × grid means, then linear.
 
     `forward(x)` takes `[B, in_channels, h, w]`, any h and w, and returns
-    `[B, out_features]`. The linear layer has in_channels · grid² inputs; a map that
-    is smaller than the grid repeats its positions. Raises `ValueError` for a grid
-    below 1 and for other channels or ranks, `TypeError` for integers.
+    `[B, out_features]`. The linear layer has in_channels · grid² inputs; in a map
+    that is smaller than the grid, cells share positions. Raises `ValueError` for a
+    grid below 1 and for other channels or ranks, `TypeError` for integers.
     """
 
     def __init__(self, in_channels: int, out_features: int, grid: int):
@@ -129,10 +129,10 @@ class VectorDecoder(nn.Module):
         out_channels: classes, or channels of the picture.
         grid: height and width of the small map; the output is 8 times as large.
 
-    `forward(pyramid)` reads c5 only and returns `[B, out_channels, 8·grid]`, for
-    images of any size; `Segmenter` stretches it to the image. Raises `ValueError`
-    where the bridge returns anything but `[B, in_features]`, and what the bridge
-    raises.
+    `forward(pyramid)` reads c5 only and returns
+    `[B, out_channels, 8·grid[0], 8·grid[1]]`, for images of any size; `Segmenter`
+    stretches it to the image. Raises `ValueError` where the bridge returns anything
+    but `[B, in_features]`, and what the bridge raises.
     """
 
     def __init__(
