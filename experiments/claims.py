@@ -15,7 +15,15 @@ import statistics
 
 from filelock import Timeout
 
-from experiments import attention, conv_projection, pooling_linear, records, transfer, unet
+from experiments import (
+    attention,
+    conv_projection,
+    multi_path,
+    pooling_linear,
+    records,
+    transfer,
+    unet,
+)
 from experiments.trials import SETTINGS, run
 from helpers import records as stored
 
@@ -24,6 +32,7 @@ CHAPTERS = {
     "pooling_linear": pooling_linear.TRIALS,
     "conv_projection": conv_projection.TRIALS,
     "attention": attention.TRIALS,
+    "multi_path": multi_path.TRIALS,
     "unet": unet.TRIALS,
 }
 Task = tuple[str, str, int]  # data set, trial, seed

@@ -199,6 +199,50 @@ torch.cat([up, pyramid.c3], dim=1)
 """,
     ),
     Row(
+        slug="add-sizes",
+        pattern=(
+            r"The size of tensor a(?: \((\d+)\) must match the size of tensor b \((\d+)\) "
+            r"at non-singleton dimension (\d+))?"
+        ),
+        title="Two tensors of different size cannot be added or multiplied",
+        numbers="in dimension {3} one tensor is {1} long, the other {2}.",
+        cause=(
+            "Adding, subtracting and multiplying work element by element. In dimensions 2 and 3 "
+            "of `[B, C, H, W]` the maps come from two levels, or from an image that 32 does not "
+            "divide; in dimension 1 they have different channels. A side of length one raises "
+            "nothing: it is repeated."
+        ),
+        cure=(
+            "Bring one map to the height and width of the other before you add, and give both "
+            "the same channels with a 1×1 convolution."
+        ),
+        chapter=Chapter("06", "multi_path", "use every stage at once"),
+        example="""\
+import torch
+import torch.nn.functional as F
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+pyramid = encoder(torch.rand(1, 3, 180, 240))
+coarse = nn.Conv2d(256, 128, kernel_size=1)(pyramid.c4)
+up = F.interpolate(coarse, scale_factor=2)
+pyramid.c3 + up
+""",
+        fixed="""\
+import torch
+import torch.nn.functional as F
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+pyramid = encoder(torch.rand(1, 3, 180, 240))
+coarse = nn.Conv2d(256, 128, kernel_size=1)(pyramid.c4)
+up = F.interpolate(coarse, size=pyramid.c3.shape[-2:])
+pyramid.c3 + up
+""",
+    ),
+    Row(
         slug="mask-size",
         pattern=(
             r"(?:size mismatch \(got input: \[[\d, ]+\] ?, target: \[[\d, ]+\]"

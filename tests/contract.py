@@ -32,6 +32,14 @@ from helpers.bridges.conv_projection import (
     FeatureAdaptation,
 )
 from helpers.bridges.encoder import LinearProbe, TruncatedEncoder
+from helpers.bridges.multi_path import (
+    FPNDecoder,
+    MultiPathDecoder,
+    OnePathDecoder,
+    SegFormerDecoder,
+    SummedPathDecoder,
+    ThroughGrid,
+)
 from helpers.bridges.pooling_linear import (
     GeM,
     GridLinear,
@@ -288,6 +296,23 @@ def asking(reader: type[QueryReader] = QueryReader) -> QueryDecoder:
     return QueryDecoder(OUT_CHANNELS, out_channels=3, width=8, reader=reader)
 
 
+def paths(decoder: type[nn.Module], level: str = "c1", unread: tuple[str, ...] = ()) -> Builder:
+    """Return the builder of a decoder of few channels that ends on the grid of `level`."""
+    return Builder(
+        cls=decoder,
+        kind="decoder",
+        build=lambda: decoder(OUT_CHANNELS, out_channels=3, width=6),
+        inputs=lambda *size: {"pyramid": pyramid(*size)},
+        shape=lambda batch, height, width: (batch, 3, *sides(level, height, width)),
+        misuses=UNET.misuses,
+        unread=unread,
+        one_value=one_value_in_c5,
+    )
+
+
+MULTI_PATH = paths(MultiPathDecoder)
+
+
 # --- one builder per exported class
 
 BUILDERS = {
@@ -524,5 +549,31 @@ BUILDERS = {
         shape=lambda batch, height, width: (batch, 3, *sides("c2", height, width)),
         misuses=UNET.misuses,
         unread=("c1",),
+    ),
+    "MultiPathDecoder": MULTI_PATH,
+    "SummedPathDecoder": paths(SummedPathDecoder),
+    "OnePathDecoder": paths(OnePathDecoder, unread=("c1", "c2", "c3", "c4")),
+    "ThroughGrid": replace(
+        MULTI_PATH,
+        cls=ThroughGrid,
+        build=lambda: ThroughGrid(MULTI_PATH.build(), "c4"),
+        misuses=UNET.misuses
+        | {
+            "no map's name": Misuse(
+                lambda module: ThroughGrid(MULTI_PATH.build(), "c6"),
+                ValueError,
+                r"Expected a name among c1…c5, got 'c6'\.",
+            ),
+            "a decoder that does not say its channels": Misuse(
+                lambda module: ThroughGrid(nn.Identity(), "c5"),
+                TypeError,
+                r"Expected a decoder with in_channels, got Identity\. Wrap the decoder itself",
+            ),
+        },
+    ),
+    "FPNDecoder": paths(FPNDecoder, level="c2", unread=("c1",)),
+    "SegFormerDecoder": replace(
+        paths(SegFormerDecoder, level="c2", unread=("c1",)),
+        one_value=lambda batch, height, width: False,
     ),
 }
