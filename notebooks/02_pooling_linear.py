@@ -967,12 +967,12 @@ assert present["average"].min() > 70
 # **Are neighbours similar?** What the four nearest scenes share with the one that was asked about:
 
 # %% tags=["nbval-ignore-output"]
-kinds = ("any other", "tint", "average", "GeM", "max")
+kinds = ("any other", "nearest tint", "average", "GeM", "max")
 
 
 def shared(kind, key):
     """One value for each seed."""
-    kind = {"tint": "mean colour"}.get(kind, kind)
+    kind = {"nearest tint": "mean colour"}.get(kind, kind)
     return [r["neighbours"][kind][key] for r in probes if r["what"] == "zeros"]
 
 
@@ -994,11 +994,11 @@ plotting.show_bars(
 # %%
 for kind in ("average", "GeM", "max"):
     assert min(shared(kind, "shapes")) > max(shared("any other", "shapes")) + 3
-    assert min(shared(kind, "shapes")) > max(shared("tint", "shapes"))
+    assert min(shared(kind, "shapes")) > max(shared("nearest tint", "shapes"))
     assert max(shared(kind, "color")) < 0.75 * min(shared("any other", "color"))
 
 # %% [markdown]
-# (*Tint* looks for the same direction of the mean colour.) Neighbours by the vector share more shapes than
+# (*Nearest tint* looks for the same direction of the mean colour.) Neighbours by the vector share more shapes than
 # any other scene does, by 3 points and more, not by many. Their mean colours are a quarter nearer at
 # least, though nobody asked for colour: *similar*, for a pooled vector, is also *looks alike as a whole*.
 
