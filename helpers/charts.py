@@ -107,6 +107,7 @@ def show_bars(
                 {"ha": "left", "va": "center"} if lying else {"ha": "center", "va": "bottom"}
             )
             text = f"{means[place]:.{digits}f}"
+            text = text if float(text) else text.removeprefix("-")  # no "-0.0"
             axes.text(x, y, text, fontweight="bold", fontsize=10.5, **side)
         start = least - 0.06 * span if least < 0 else 0  # room for the whole point
         (axes.set_xlim if lying else axes.set_ylim)(start, max(tops) + 0.12 * span)

@@ -17,7 +17,7 @@ from PIL import Image
 from skimage.color import rgb2lab
 from torch import Tensor, nn
 
-from helpers import pictures, plotting, scenes
+from helpers import charts, pictures, plotting, scenes
 from helpers.diagram import BRIDGE_TEXT, NAME_COLOR
 from helpers.encoder import Pyramid, ResNet18Encoder, normalize
 from helpers.flipbook import ACCENT
@@ -438,6 +438,17 @@ def test_bars_are_as_long_as_their_means() -> None:
             places = np.nonzero(np.abs(drawn - rgb).max(-1) <= 4)[axis]
             lengths.append(np.ptp(places) + 1)
         assert lengths[0] / lengths[1] == pytest.approx(2 / 4, abs=0.01)
+
+
+def test_a_mean_that_rounds_to_zero_has_no_sign(monkeypatch) -> None:
+    written = []
+
+    def keep(figure, alt):
+        written.extend(text.get_text() for text in figure.axes[0].texts)
+
+    monkeypatch.setattr(charts, "picture", keep)
+    plotting.show_bars({"a": -0.04, "b": -0.06, "c": 2}, "y", alt=ALT)
+    assert written == ["0.0", "-0.1", "2.0"]
 
 
 # The pyramid diagram
