@@ -47,7 +47,8 @@ class Trial:
 
     def sources(self, model: Segmenter) -> list[str]:
         """Return the code that the model is made of, for `records.provenance`."""
-        objects = [self.decoder, *{type(part) for part in model.decoder.modules()}]
+        kinds = {kind for part in model.decoder.modules() for kind in type(part).__mro__}
+        objects = [self.decoder, *kinds]
         places = {each: each.__module__.replace(".", "/") + ".py" for each in objects}
         return sorted(
             f"{path}::{each.__name__}"
