@@ -17,12 +17,15 @@ from filelock import Timeout
 
 from experiments import (
     attention,
+    conditional_concat,
     conv_projection,
     multi_path,
     pooling_linear,
     records,
+    spatial_pyramid,
     transfer,
     unet,
+    upsampling,
 )
 from experiments.trials import SETTINGS, run
 from helpers import records as stored
@@ -32,8 +35,11 @@ CHAPTERS = {
     "pooling_linear": pooling_linear.TRIALS,
     "conv_projection": conv_projection.TRIALS,
     "attention": attention.TRIALS,
-    "multi_path": multi_path.TRIALS,
     "unet": unet.TRIALS,
+    "multi_path": multi_path.TRIALS,
+    "spatial_pyramid": spatial_pyramid.TRIALS,
+    "upsampling": upsampling.TRIALS,
+    "conditional_concat": conditional_concat.TRIALS,
 }
 Task = tuple[str, str, int]  # data set, trial, seed
 

@@ -210,7 +210,9 @@ torch.cat([up, pyramid.c3], dim=1)
             "Adding, subtracting and multiplying work element by element. In dimensions 2 and 3 "
             "of `[B, C, H, W]` the maps come from two levels, or from an image that 32 does not "
             "divide; in dimension 1 they have different channels. A side of length one raises "
-            "nothing: it is repeated."
+            "nothing: it is repeated. Shapes are lined up from the right: a mask `[B, H, W]` that "
+            "has lost its channel meets the image's channels with its batch, so keep "
+            "`[B, 1, H, W]`."
         ),
         cure=(
             "Bring one map to the height and width of the other before you add, and give both "
@@ -437,6 +439,123 @@ context = nn.Sequential(
     nn.GroupNorm(8, 64),
 )
 context(encoder(torch.rand(1, 3, 224, 224)).c5)
+""",
+    ),
+    Row(
+        slug="onnx-adaptive-pool",
+        pattern=r"ONNX export (?:of operator|failed on) adaptive_(?:avg|max)_pool2d",
+        title="ONNX has no adaptive pooling",
+        numbers="",
+        cause=(
+            "ONNX pools with windows of a fixed size. Where the grid divides the map, the exporter "
+            "computes such windows; a grid of 1×1 becomes a global mean. Any other grid, or an "
+            "image size that may vary, stops the export."
+        ),
+        cure=(
+            "Compute the means by matrix products, `average_grid`: the same numbers, and every "
+            "exporter knows them. Or fix the image size so that each grid divides the map."
+        ),
+        chapter=Chapter("07", "spatial_pyramid", "any input size; more context"),
+        example="""\
+import io
+import torch
+from torch import nn
+from helpers.bridges.spatial_pyramid import PooledContext
+
+x = torch.rand(1, 512, 7, 7)
+pool = nn.AdaptiveAvgPool2d(3)
+torch.onnx.export(pool, (x,), io.BytesIO(), dynamo=False)
+""",
+        fixed="""\
+import io
+import torch
+from torch import nn
+from helpers.bridges.spatial_pyramid import PooledContext
+
+x = torch.rand(1, 512, 7, 7)
+pool = PooledContext(512, 64, grid=3)
+torch.export.export(pool, (x,))
+""",
+    ),
+    Row(
+        slug="output-size",
+        pattern=(
+            r"(?:requested an output size of"
+            r"|output padding must be smaller than either stride or dilation)"
+        ),
+        title="A transposed convolution cannot reach this size",
+        numbers="",
+        cause=(
+            "A convolution of stride 2 rounds up: sides of 15 and 16 both become 8. So on the way "
+            "back a transposed convolution of stride 2 has two sizes to choose from, and "
+            "`output_padding` (0 or 1) or `output_size` says which. All other sizes are out of "
+            "reach: `output_padding` does not pad, and one step of stride 2 is not one of 4."
+        ),
+        cure=(
+            "Take as many steps as there are doublings, with a kernel of twice the stride and half "
+            "the stride as padding: that gives exactly twice the size. Then cut what is too much, "
+            "or resize to the map that you want to meet."
+        ),
+        chapter=Chapter("08", "upsampling", "back to the image's size, beside the image"),
+        example="""\
+import torch
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+pyramid = encoder(torch.rand(1, 3, 256, 256))
+up = nn.ConvTranspose2d(512, 64, 3, stride=2, padding=1)
+up(pyramid.c5, output_size=pyramid.c3.shape[-2:])
+""",
+        fixed="""\
+import torch
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+pyramid = encoder(torch.rand(1, 3, 256, 256))
+up = nn.ConvTranspose2d(512, 64, 3, stride=2, padding=1)
+up(pyramid.c5, output_size=pyramid.c4.shape[-2:])
+""",
+    ),
+    Row(
+        slug="pixel-shuffle",
+        pattern=(
+            r"pixel_shuffle expects its input's 'channel' dimension to be divisible"
+            r"(?:.*? input\.size\(-3\)=(\d+) is not divisible by (\d+))?"
+        ),
+        title="A pixel shuffle gets channels that it cannot deal out",
+        numbers="{1} channels arrive; {2} of them make one channel that is larger.",
+        cause=(
+            "Pixel shuffle turns channels into pixels: ×2 takes 4 channels for each one that it "
+            "returns, ×4 takes 16. The convolution before it was built for the channels that you "
+            "want to have afterwards."
+        ),
+        cure="Let the convolution return factor² times the channels that you want.",
+        chapter=Chapter("08", "upsampling", "back to the image's size, beside the image"),
+        example="""\
+import torch
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+up = nn.Sequential(
+    nn.Conv2d(512, 7, 3, padding=1),
+    nn.PixelShuffle(2),
+)
+up(encoder(torch.rand(1, 3, 224, 224)).c5)
+""",
+        fixed="""\
+import torch
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+up = nn.Sequential(
+    nn.Conv2d(512, 7 * 4, 3, padding=1),
+    nn.PixelShuffle(2),
+)
+up(encoder(torch.rand(1, 3, 224, 224)).c5)
 """,
     ),
 )

@@ -24,6 +24,16 @@ from helpers.bridges.attention import (
     SelfAttention,
     SpatialGate,
 )
+from helpers.bridges.conditional_concat import (
+    SPADE,
+    CoarseFeatures,
+    Concat,
+    ConditionalDecoder,
+    FiLM,
+    HardConcat,
+    ImageStem,
+    SoftConcat,
+)
 from helpers.bridges.conv_projection import (
     AdaptedDecoder,
     ConcatAdaptation,
@@ -48,7 +58,27 @@ from helpers.bridges.pooling_linear import (
     PoolLinear,
     VectorDecoder,
 )
+from helpers.bridges.spatial_pyramid import (
+    ASPP,
+    BesideImage,
+    BothSpatialPyramid,
+    ContextDecoder,
+    MaxSpatialPyramid,
+    NoContext,
+    PooledContext,
+    PyramidPooling,
+    SpatialPyramid,
+)
 from helpers.bridges.unet import AddBlock, UNetDecoder, UpBlock, Without
+from helpers.bridges.upsampling import (
+    BesideImageDecoder,
+    BilinearConv,
+    EvenTransposedConv,
+    NearestConv,
+    ShuffleConv,
+    TransposedConv,
+    UpsamplingDecoder,
+)
 from helpers.encoder import OUT_CHANNELS, Pyramid
 from helpers.inspection import pyramid_levels
 
@@ -313,6 +343,198 @@ def paths(decoder: type[nn.Module], level: str = "c1", unread: tuple[str, ...] =
 MULTI_PATH = paths(MultiPathDecoder)
 
 
+def grids(vector: type[nn.Module], features: int) -> Builder:
+    """Return the builder of a spatial pyramid that makes this many numbers of each channel."""
+    return Builder(
+        cls=vector,
+        kind="vector",
+        build=lambda: vector(512),
+        shape=lambda batch, height, width: (batch, 512 * features),
+        misuses={
+            "without a batch": NO_BATCH,
+            "a grid of no cells": Misuse(
+                lambda module: vector(512, (1, 0)),
+                ValueError,
+                r"Expected grids of 1 × 1 or more, got \[1, 0\]\.",
+            ),
+        },
+        **C5_IN,
+    )
+
+
+TRAINED_ON_ONE_VALUE = Misuse(
+    lambda module: module.train()(map_of("c5", 1, 32, 32)),
+    ValueError,
+    "Expected more than 1 value per channel when training",
+)
+
+
+def context(cls: type[nn.Module]) -> Builder:
+    """Return the builder of a module that gives c5 context."""
+    return Builder(
+        cls=cls,
+        kind="map",
+        build=lambda: cls(512, 16),
+        shape=lambda batch, height, width: (batch, 16, *sides("c5", height, width)),
+        misuses={"without a batch": NO_BATCH},
+        **C5_IN,
+    )
+
+
+def with_context(context: type[nn.Module], level: int = 5) -> ContextDecoder:
+    """Return a decoder of few channels that reads c2 and one map with context."""
+    return ContextDecoder(OUT_CHANNELS, 3, context, level, width=16)
+
+
+CONTEXT = Builder(
+    cls=ContextDecoder,
+    kind="decoder",
+    build=lambda: with_context(PyramidPooling),
+    inputs=lambda *size: {"pyramid": pyramid(*size)},
+    shape=lambda batch, height, width: (batch, 3, *sides("c2", height, width)),
+    misuses=UNET.misuses
+    | {
+        "level 2": Misuse(
+            lambda module: with_context(NoContext, level=2),
+            ValueError,
+            r"Expected level 3, 4 or 5, got 2\.",
+        ),
+    },
+    unread=("c1", "c3", "c4"),
+)
+
+
+def way_up(way: type[nn.Module], **misuses: Misuse) -> Builder:
+    """Return the builder of a step that enlarges c4."""
+    return Builder(
+        cls=way,
+        kind="map",
+        build=lambda: way(256, 4, factor=2),
+        inputs=C4_IN["inputs"],
+        shape=lambda batch, height, width: (
+            batch,
+            4,
+            *(2 * side for side in sides("c4", height, width)),
+        ),
+        misuses=C4_IN["misuses"] | misuses,
+    )
+
+
+def even_sides(height: int, width: int) -> tuple[int, int]:
+    """Return twice the sides of c1: those of the image, rounded up to even ones."""
+    return tuple(2 * side for side in sides("c1", height, width))
+
+
+UPSAMPLING = Builder(
+    cls=UpsamplingDecoder,
+    kind="decoder",
+    build=lambda: UpsamplingDecoder(OUT_CHANNELS, 3, widths=(8, 7, 6, 5, 4)),
+    inputs=lambda *size: {"pyramid": pyramid(*size)},
+    shape=lambda batch, height, width: (batch, 3, *even_sides(height, width)),
+    misuses={
+        "one map short": UNET.misuses["one map short"],
+        "factors that fit no map": Misuse(
+            lambda module: UpsamplingDecoder(OUT_CHANNELS, 3, factors=(2, 3)),
+            ValueError,
+            r"Expected factors whose product is one of \(2, 4, 8, 16, 32\) and one width more, "
+            r"got \(2, 3\) and .* For c5: \(2,\) \* 5\.",
+        ),
+    },
+    unread=("c1", "c2", "c3", "c5"),
+)
+BESIDE_IMAGE = Builder(
+    cls=BesideImageDecoder,
+    kind="decoder",
+    build=lambda: BesideImageDecoder(OUT_CHANNELS, 3, beside=5, widths=(8, 7, 6, 5, 4)),
+    inputs=lambda *size: {"pyramid": pyramid(*size), "image": images(*size)},
+    shape=lambda batch, height, width: (batch, 3, height, width),
+    misuses={
+        "an image of another size": Misuse(
+            lambda module: module(pyramid(2, 64, 96), images(2, 128, 96)),
+            ValueError,
+            r"Expected the image that the maps came from, got \[2, 3, 128, 96\] beside a c1 of "
+            r"\[2, 64, 32, 48\]\. Pass what the encoder was given\.",
+        ),
+        "one image for a batch": Misuse(
+            lambda module: module(pyramid(4, 64, 96), images(1, 64, 96)),
+            ValueError,
+            r"Expected the image that the maps came from, got \[1, 3, 64, 96\]",
+        ),
+    },
+    unread=("c1", "c2", "c3", "c5"),
+)
+
+
+def joining(join: Callable[[int, int], nn.Module], cls: type[nn.Module]) -> Builder:
+    """Return the builder of a module that joins c4 to a finer map, c2."""
+    return Builder(
+        cls=cls,
+        kind="map",
+        build=lambda: join(256, 64),
+        inputs=lambda *size: {"features": map_of("c4", *size), "fine": map_of("c2", *size)},
+        shape=lambda batch, height, width: (batch, 320, *sides("c2", height, width)),
+        misuses={
+            "fine map first": Misuse(
+                lambda module: module(map_of("c2", 2, 64, 96), map_of("c4", 2, 64, 96)),
+                ValueError,
+                r"Expected features as \[B, 256, h, w\], got \[2, 64, 16, 24\]\. .* in_channels=",
+            ),
+            "a fine map of another batch": Misuse(
+                lambda module: module(map_of("c4", 1, 64, 96), map_of("c2", 4, 64, 96)),
+                ValueError,
+                r"Expected maps of one batch, got features of 1 images and fine of 4\. Pass maps",
+            ),
+        },
+    )
+
+
+def modulating(kind: type[nn.Module]) -> Builder:
+    """Return the builder of a module that changes c2 as c4 says."""
+    return replace(
+        joining(kind, kind),
+        shape=lambda batch, height, width: (batch, 64, *sides("c2", height, width)),
+    )
+
+
+def leaning(in_channels: int, fine_channels: int) -> HardConcat:
+    """Return a hard join whose scores are seldom near 0, where rounding to bfloat16 flips them."""
+    join = HardConcat(in_channels, fine_channels)
+    nn.init.constant_(join.score.bias, 1.0)
+    return join
+
+
+CONDITIONAL = Builder(
+    cls=ConditionalDecoder,
+    kind="decoder",
+    build=lambda: ConditionalDecoder(OUT_CHANNELS, out_channels=3, width=6, fine=4),
+    inputs=lambda *size: {"pyramid": pyramid(*size), "image": images(*size)},
+    shape=lambda batch, height, width: (batch, 3, height, width),
+    misuses={
+        "coarsest map first": Misuse(
+            lambda module: module(Pyramid(*reversed(pyramid(2, 64, 96))), images(2, 64, 96)),
+            ValueError,
+            r"Expected c1 as \[B, 64, h, w\], got \[2, 512, 2, 3\]\. .* in_channels=enc",
+        ),
+        "one map short": Misuse(
+            lambda module: module(pyramid(2, 64, 96)[1:], images(2, 64, 96)),
+            ValueError,
+            r"Expected 5 maps, got 4\. Pass all that the encoder returned",
+        ),
+        "one image for all": Misuse(
+            lambda module: module(pyramid(4, 64, 96), images(1, 64, 96)),
+            ValueError,
+            r"Expected maps of one batch, got features of 4 images and fine of 1\. Pass maps",
+        ),
+        "channels last": Misuse(
+            lambda module: module(pyramid(2, 64, 96), torch.rand(2, 64, 96, 3)),
+            ValueError,
+            r"Expected 3 channels, got \[2, 64, 96, 3\]\. The channels are last",
+        ),
+    },
+    unread=("c1", "c2"),
+)
+
+
 # --- one builder per exported class
 
 BUILDERS = {
@@ -575,5 +797,124 @@ BUILDERS = {
     "SegFormerDecoder": replace(
         paths(SegFormerDecoder, level="c2", unread=("c1",)),
         one_value=lambda batch, height, width: False,
+    ),
+    "SpatialPyramid": grids(SpatialPyramid, 21),
+    "MaxSpatialPyramid": grids(MaxSpatialPyramid, 21),
+    "BothSpatialPyramid": grids(BothSpatialPyramid, 42),
+    "BesideImage": Builder(
+        cls=BesideImage,
+        kind="decoder",
+        build=lambda: BesideImage(OUT_CHANNELS, 3, width=6),
+        inputs=lambda *size: {"pyramid": pyramid(*size), "image": images(*size)},
+        shape=lambda batch, height, width: (batch, 3, height, width),
+        misuses={
+            "images of another batch": Misuse(
+                lambda module: module(pyramid(2, 64, 96), images(1, 64, 96)),
+                ValueError,
+                r"Expected maps and images of one batch, got 2 and 1\. Pass the maps of these",
+            ),
+        },
+        unread=("c1", "c2", "c3", "c4"),
+    ),
+    "PooledContext": Builder(
+        cls=PooledContext,
+        kind="map",
+        build=lambda: PooledContext(512, 8, grid=2),
+        shape=lambda batch, height, width: (batch, 8, *sides("c5", height, width)),
+        misuses={
+            "without a batch": NO_BATCH,
+            "one channel": Misuse(
+                lambda module: PooledContext(512, 1, grid=1),
+                ValueError,
+                r"Expected at least 2 output channels and a grid of 1 or more, got 1 and 1\.",
+            ),
+        },
+        **C5_IN,
+    ),
+    "NoContext": context(NoContext),
+    "PyramidPooling": replace(
+        context(PyramidPooling),
+        misuses={
+            "without a batch": NO_BATCH,
+            "no grids": Misuse(
+                lambda module: PyramidPooling(512, 16, grids=()),
+                ValueError,
+                r"Expected at least one grid, got none\. Use NoContext\.",
+            ),
+        },
+    ),
+    "ASPP": replace(
+        context(ASPP),
+        misuses={"without a batch": NO_BATCH, "training on one value": TRAINED_ON_ONE_VALUE},
+        one_value=one_value_in_c5,
+    ),
+    "ContextDecoder": CONTEXT,
+    "ContextDecoder of ASPP": replace(
+        CONTEXT, build=lambda: with_context(ASPP), one_value=one_value_in_c5
+    ),
+    "ContextDecoder on c3": replace(
+        CONTEXT,
+        build=lambda: with_context(NoContext, level=3),
+        unread=("c1", "c4", "c5"),
+    ),
+    "NearestConv": way_up(NearestConv),
+    "BilinearConv": way_up(BilinearConv),
+    "TransposedConv": way_up(
+        TransposedConv,
+        odd=Misuse(
+            lambda module: TransposedConv(256, 4, factor=3),
+            ValueError,
+            r"Expected an even factor, got 3: .* For an odd one use BilinearConv\.",
+        ),
+    ),
+    "EvenTransposedConv": way_up(EvenTransposedConv),
+    "ShuffleConv": way_up(ShuffleConv),
+    "UpsamplingDecoder": UPSAMPLING,
+    "UpsamplingDecoder from c5, transposed": replace(
+        UPSAMPLING,
+        build=lambda: UpsamplingDecoder(
+            OUT_CHANNELS, 3, TransposedConv, widths=(8, 7, 6, 5, 4, 3), factors=(2,) * 5
+        ),
+        unread=("c1", "c2", "c3", "c4"),
+    ),
+    "BesideImageDecoder": BESIDE_IMAGE,
+    "BesideImageDecoder, shuffled": replace(
+        BESIDE_IMAGE,
+        build=lambda: BesideImageDecoder(
+            OUT_CHANNELS, 3, ShuffleConv, beside=5, widths=(8, 7, 6, 5, 4)
+        ),
+    ),
+    "Concat": joining(Concat, Concat),
+    "SoftConcat": joining(SoftConcat, SoftConcat),
+    "HardConcat": joining(leaning, HardConcat),
+    "FiLM": modulating(FiLM),
+    "SPADE": modulating(SPADE),
+    "CoarseFeatures": Builder(
+        cls=CoarseFeatures,
+        kind="map",
+        build=lambda: CoarseFeatures(OUT_CHANNELS, out_channels=4, width=6),
+        inputs=lambda *size: {"pyramid": pyramid(*size)},
+        shape=lambda batch, height, width: (batch, 4, *sides("c3", height, width)),
+        misuses=UNET.misuses,
+        unread=("c1", "c2"),
+    ),
+    "ImageStem": Builder(
+        cls=ImageStem,
+        kind="map",
+        build=lambda: ImageStem(4),
+        inputs=lambda *size: {"image": images(*size)},
+        shape=lambda batch, height, width: (batch, 4, height, width),
+        misuses={
+            "without a batch": Misuse(
+                lambda module: module(torch.rand(3, 64, 96)),
+                ValueError,
+                r"Expected \[B, 3, H, W\], got \[3, 64, 96\]\. Add the batch dimension",
+            ),
+        },
+    ),
+    "ConditionalDecoder": CONDITIONAL,
+    "ConditionalDecoder of a Concat": replace(
+        CONDITIONAL,
+        build=lambda: ConditionalDecoder(OUT_CHANNELS, 3, width=6, fine=4, join=Concat),
     ),
 }

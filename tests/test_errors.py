@@ -100,6 +100,7 @@ VARIATIONS: list[tuple[str, Callable[[], object], tuple[str, ...]]] = [
     ),
     ("add-sizes", lambda: torch.rand(2, 3, 16, 16) * torch.rand(1, 1, 256, 256), ("16", "256")),
     ("add-sizes", lambda: torch.rand(2, 64, 4, 4) + torch.rand(2, 32, 4, 4), ("64", "32")),
+    ("add-sizes", lambda: torch.rand(2, 8, 8) * torch.rand(2, 3, 8, 8), ("2", "3")),
     ("conv-channels", lambda: nn.Conv2d(3, 8, 7)(torch.rand(1, 1, 32, 32)), ("3", "got 1.")),
     ("conv-channels", lambda: nn.Conv2d(64, 8, 1)(torch.rand(2, 128, 9, 9)), ("64", "128")),
     ("conv-channels", lambda: nn.ConvTranspose2d(64, 8, 2)(torch.rand(2, 32, 9, 9)), ("64", "32")),
@@ -116,6 +117,12 @@ VARIATIONS: list[tuple[str, Callable[[], object], tuple[str, ...]]] = [
         lambda: nn.BatchNorm2d(512)(torch.rand(1, 512, 1, 1)),
         ("the input is [1, 512, 1, 1], one value",),
     ),
+    (
+        "output-size",
+        lambda: nn.ConvTranspose2d(4, 4, 3, 2, 1, output_padding=2)(torch.rand(1, 4, 5, 5)),
+        (),
+    ),
+    ("pixel-shuffle", lambda: nn.PixelShuffle(4)(torch.rand(1, 10, 5, 5)), ("10", "16")),
 ]
 
 
@@ -142,6 +149,9 @@ def test_other_numbers_find_the_same_row_and_are_read(
         ("Given groups=1, weight of size [64, 3, 7, 7]", "conv-channels"),
         ("view size is not compatible", "view-size"),
         ("Expected more than 1 value per channel when training", "one-value-per-channel"),
+        ("requested an output size of (18, 18)", "output-size"),
+        ("pixel_shuffle expects its input's 'channel' dimension to be divisible", "pixel-shuffle"),
+        ("ONNX export of operator adaptive_avg_pool2d", "onnx-adaptive-pool"),
     ],
 )
 def test_a_message_that_was_cut_off_is_still_explained(part: str, slug: str) -> None:

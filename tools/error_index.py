@@ -7,9 +7,14 @@ python -m tools.error_index --check    fails where the page is not what would be
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import json
+import os
+import sys
 import traceback
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from helpers.errors import ROWS, UNKNOWN, Chapter, Row, find
@@ -128,10 +133,27 @@ def index_data() -> dict[str, object]:
     return {"unknown": UNKNOWN, "rows": rows}
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Drop warnings, and what is printed, by libraries below Python as well."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    with open(os.devnull, "w") as nowhere, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            os.dup2(kept, 1)
+            os.close(kept)
+
+
 def raised_by(row: Row) -> str:
     """Run a row's example and return the last line of its traceback."""
     try:
-        exec(compile(row.example, f"<{row.slug}>", "exec"), {})
+        with quiet():
+            exec(compile(row.example, f"<{row.slug}>", "exec"), {})
     except Exception as error:
         message = "".join(traceback.format_exception_only(error)).strip()
         found = find(message)
@@ -151,7 +173,7 @@ def _section(row: Row) -> str:
     return SECTION.format(
         slug=row.slug,
         title=row.title,
-        message=raised_by(row),
+        message=raised_by(row).splitlines()[0],  # an exporter adds its graph
         cause=row.cause,
         cure=row.cure,
         example=_code(left, broken),
