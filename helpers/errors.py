@@ -448,19 +448,20 @@ context(encoder(torch.rand(1, 3, 224, 224)).c5)
         numbers="",
         cause=(
             "ONNX pools with windows of a fixed size. Where the grid divides the map, the exporter "
-            "computes such windows; a grid of 1×1 becomes a global mean. Any other grid, or an "
-            "image size that may vary, stops the export."
+            "computes such windows; a grid of 1×1 becomes a global mean (or maximum). Any other "
+            "grid stops the export."
         ),
         cure=(
-            "Compute the means by matrix products, `average_grid`: the same numbers, and every "
-            "exporter knows them. Or fix the image size so that each grid divides the map."
+            "Of an average: compute the means by matrix products, `average_grid`, the same numbers "
+            "from operators that this exporter translates (its last step needs the package onnx). "
+            "A maximum is no matrix product: choose an image size at which the grid divides the "
+            "map, or take means."
         ),
         chapter=Chapter("07", "spatial_pyramid", "any input size; more context"),
         example="""\
 import io
 import torch
 from torch import nn
-from helpers.bridges.spatial_pyramid import PooledContext
 
 x = torch.rand(1, 512, 7, 7)
 pool = nn.AdaptiveAvgPool2d(3)
@@ -470,10 +471,10 @@ torch.onnx.export(pool, (x,), io.BytesIO(), dynamo=False)
 import io
 import torch
 from torch import nn
-from helpers.bridges.spatial_pyramid import PooledContext
+from helpers.bridges.spatial_pyramid import SpatialPyramid
 
 x = torch.rand(1, 512, 7, 7)
-pool = PooledContext(512, 64, grid=3)
+pool = SpatialPyramid(512, grids=[3])
 torch.export.export(pool, (x,))
 """,
     ),
@@ -514,8 +515,11 @@ from helpers.encoder import ResNet18Encoder
 
 encoder = ResNet18Encoder(weights=None)
 pyramid = encoder(torch.rand(1, 3, 256, 256))
-up = nn.ConvTranspose2d(512, 64, 3, stride=2, padding=1)
-up(pyramid.c5, output_size=pyramid.c4.shape[-2:])
+up = nn.Sequential(
+    nn.ConvTranspose2d(512, 64, 4, stride=2, padding=1),
+    nn.ConvTranspose2d(64, 64, 4, stride=2, padding=1),
+)
+assert up(pyramid.c5).shape[-2:] == pyramid.c3.shape[-2:]
 """,
     ),
     Row(
