@@ -462,6 +462,7 @@ context(encoder(torch.rand(1, 3, 224, 224)).c5)
 import io
 import torch
 from torch import nn
+from helpers.bridges.spatial_pyramid import SpatialPyramid
 
 x = torch.rand(1, 512, 7, 7)
 pool = nn.AdaptiveAvgPool2d(3)
@@ -515,10 +516,7 @@ from helpers.encoder import ResNet18Encoder
 
 encoder = ResNet18Encoder(weights=None)
 pyramid = encoder(torch.rand(1, 3, 256, 256))
-up = nn.Sequential(
-    nn.ConvTranspose2d(512, 64, 4, stride=2, padding=1),
-    nn.ConvTranspose2d(64, 64, 4, stride=2, padding=1),
-)
+up = nn.Sequential(*(nn.ConvTranspose2d(c, 64, 4, stride=2, padding=1) for c in (512, 64)))
 assert up(pyramid.c5).shape[-2:] == pyramid.c3.shape[-2:]
 """,
     ),
