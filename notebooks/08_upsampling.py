@@ -906,15 +906,18 @@ print(f"a middle within 6 pixels at random: offset {chance:.1f} px")
 
 # %%
 transposed = seen.pop("transposed")
-assert transposed.width < seen["bilinear"].width - 0.3
-assert transposed.found > 20 and seen["bilinear"].found > 20
-assert min(transposed.offset, *(s.offset for s in seen.values())) > chance - 0.3
-assert scored["transposed"].miou < min(scored[name].miou for name in seen) - 2.5
-losses = {name: history.loss[-1] for name, (_, history, _) in trained.items()}
-assert losses["transposed"] > max(losses[name] for name in seen) + 0.05
+if epochs == 8:  # longer runs end elsewhere
+    assert transposed.width < seen["bilinear"].width - 0.3
+    assert transposed.found > 20 and seen["bilinear"].found > 20
+    nearest = min(transposed.offset, *(s.offset for s in seen.values()))
+    assert nearest > chance - 0.3
+    others = min(scored[name].miou for name in seen)
+    assert scored["transposed"].miou < others - 2.5
+    losses = {name: history.loss[-1] for name, (_, history, _) in trained.items()}
+    assert losses["transposed"] > max(losses[name] for name in seen) + 0.05
 
 # %% [markdown]
-# Read three things, one at a time. *Sharpness*: the transposed decoder's edges are narrower than the bilinear
+# Read three things, one at a time, in the short run stored here. *Sharpness*: the transposed decoder's edges are narrower than the bilinear
 # one's. *Place*: the middle of an edge that was found is hardly nearer to the true one than chance would have it, in
 # all three: with one position in 16 pixels that is no surprise. *Masks*: the same transposed decoder has the
 # highest loss, and the lowest mIoU by more than two points. Do more scenes, more training and more seeds say so, too?
