@@ -3,17 +3,21 @@
 The trials of `experiments.conditional_concat` on scenes, reported on scenes that no training saw;
 of each mask also how far it opens near outlines, inside objects and on background, and what the
 trained network loses when its mask is fixed (with the BatchNorm behind it recalibrated, and as it
-is). 3 seeds.
+is). 3 seeds. Started twice, they share the work.
 """
 
 from __future__ import annotations
 
+import itertools
+import os
+import sys
 import time
 from copy import deepcopy
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from filelock import Timeout
 from torch import Tensor
 
 from experiments import records
@@ -128,10 +132,15 @@ def measure(what: str, seed: int) -> None:
 
 
 def main() -> None:
-    for seed in range(3):
-        for what in TRIALS:
-            if not records.is_done(NAME, what=what, seed=seed):
-                measure(what, seed)
+    if os.environ.get("BOOK_WEIGHTS"):
+        sys.exit("BOOK_WEIGHTS is set, and would measure another encoder: unset it.")
+    for seed, what in itertools.product(range(3), TRIALS):
+        try:
+            with records.lock(f"{NAME} {what} {seed}", timeout=0):
+                if not records.is_done(NAME, what=what, seed=seed):
+                    measure(what, seed)
+        except Timeout:
+            print(what, seed, "is being measured elsewhere", flush=True)
 
 
 if __name__ == "__main__":

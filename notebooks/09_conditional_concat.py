@@ -1129,6 +1129,33 @@ assert (by["objects"] / by["background"]).min() > 1.2
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
+def plausible_joins(score, c4, image):
+    """Yield (left, right, what to say): right answers and likely wrong ones."""
+
+    def grown(x, mode="bilinear"):
+        return F.interpolate(x, size=image.shape[-2:], mode=mode)
+
+    large, coarse, raw = grown(c4), grown(c4, "nearest"), grown(score)
+    n = grown(score, "nearest").sigmoid()
+    blocks = "Blocks, for nearest repeats its values: mode='bilinear', for both."
+    channel = "Keep the mask's channel: [B, 1, H, W]."
+    for m in (raw.sigmoid(), grown(score.sigmoid())):  # enlarged first or later
+        rest = 1 - m
+        yield rest * large, m * image, "Right, and for a batch of three, too."
+        yield large, image, "Everything enters whole: multiply by 1 − m and by m."
+        yield large, m * image, "The features enter whole: they get 1 − m."
+        yield rest * large, image, "The image enters whole: it gets m."
+        yield m * large, m * image, "Both get m: the features get 1 − m."
+        yield m * large, rest * image, "The wrong way round: the image gets m."
+        yield m * image, rest * large, "The wrong order: the features come first."
+        yield (1 - raw) * large, raw * image, "A score is no share: .sigmoid()."
+        yield rest * large, m[:, 0] * image, channel
+        yield (1 - n) * large, n * image, blocks
+        yield rest * coarse, m * image, blocks
+        yield (1 - n) * coarse, n * image, blocks
+
+
+# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
 def check_join(answer):
     torch.manual_seed(0)
     score, c4 = 3 * torch.randn(3, 1, 3, 4), torch.rand(3, 5, 3, 4)
@@ -1147,40 +1174,11 @@ def check_join(answer):
     if list(joined.shape) != [3, 8, 45, 60]:
         found = list(joined.shape)
         return print(f"Expected [3, 8, 45, 60], features first; yours is {found}.")
-
-    def grown(x, mode="bilinear"):
-        return F.interpolate(x, size=(45, 60), mode=mode)
-
-    large, coarse, raw = grown(c4), grown(c4, "nearest"), grown(score)
-    n = grown(score, "nearest").sigmoid()
-    blocks = "Blocks, for nearest repeats its values: mode='bilinear', for both."
-    for m in (raw.sigmoid(), grown(score.sigmoid())):  # enlarged first or later
-        rest = 1 - m
-        for left, right, says in [
-            (rest * large, m * image, "Right, and for a batch of three, too."),
-            (large, image, "Everything enters whole: multiply by 1 − m and by m."),
-            (large, m * image, "The features enter whole: they get 1 − m."),
-            (rest * large, image, "The image enters whole: it gets m."),
-            (m * large, m * image, "Both get m: the features get 1 − m."),
-            (m * large, rest * image, "The wrong way round: the image gets m."),
-            (m * image, rest * large, "The wrong order: the features come first."),
-            ((1 - raw) * large, raw * image, "A score is no share: .sigmoid()."),
-            (
-                rest * large,
-                m[:, 0] * image,
-                "Keep the mask's channel: [B, 1, H, W].",
-            ),
-            ((1 - n) * large, n * image, blocks),
-            (rest * coarse, m * image, blocks),
-            ((1 - n) * coarse, n * image, blocks),
-        ]:
-            if torch.allclose(
-                joined.float(), torch.cat([left, right], 1), atol=1e-4
-            ):
-                return print(says)
-    print(
-        "Not yet (1 − m) · features and m · image: enlarge, then weigh, by pixel."
-    )
+    for left, right, says in plausible_joins(score, c4, image):
+        both = torch.cat([left, right], dim=1)
+        if torch.allclose(joined.float(), both, atol=1e-4):
+            return print(says)
+    print("Not yet (1 − m) · features and m · image: enlarge, weigh by pixel.")
 
 
 # %%
