@@ -560,6 +560,81 @@ up = nn.Sequential(
 up(encoder(torch.rand(1, 3, 224, 224)).c5)
 """,
     ),
+    Row(
+        slug="hidden-state",
+        pattern=(
+            r"(?:For (?:un)?batched \d-D input,? hx should also be"
+            r"|Expected hidden size"
+            r"(?: \((\d+), (\d+), (\d+)\), got \[(\d+), (\d+), (\d+)\])?)"
+        ),
+        title="A recurrent layer gets a first state of another shape",
+        numbers=(
+            "expected {1} layers, {2} sentences, {3} channels; got {4}, {5} and {6}, in that order."
+        ),
+        cause=(
+            "The first state of `nn.GRU` is `[layers, B, width]` (an LSTM has two of them), one "
+            "state for each layer. `batch_first=True` turns inputs and outputs round, not the "
+            "state. Where only the last number differs, the vector is as wide as the encoder's "
+            "map, and the GRU is not."
+        ),
+        cure=(
+            "Add the dimension of the layers in front, `vector[None]`, and bring the vector to "
+            "the GRU's width with a linear layer."
+        ),
+        chapter=Chapter("11", "sequences", "my decoder writes words"),
+        example="""\
+import torch
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+vector = encoder(torch.rand(2, 3, 64, 64)).c5.mean((2, 3))
+gru = nn.GRU(32, 512, batch_first=True)
+gru(torch.rand(2, 7, 32), vector)
+""",
+        fixed="""\
+import torch
+from torch import nn
+from helpers.encoder import ResNet18Encoder
+
+encoder = ResNet18Encoder(weights=None)
+vector = encoder(torch.rand(2, 3, 64, 64)).c5.mean((2, 3))
+gru = nn.GRU(32, 512, batch_first=True)
+gru(torch.rand(2, 7, 32), vector[None])
+""",
+    ),
+    Row(
+        slug="target-size",
+        pattern=r"Expected target size(?: \[([\d, ]+)\], got \[([\d, ]+)\])?",
+        title="Cross-entropy looks for the classes in the wrong dimension",
+        numbers="for these logits the target would be [{1}]; yours is [{2}].",
+        cause=(
+            "Cross-entropy takes the *second* dimension for the classes. A decoder of words "
+            "returns `[B, T, words]`, so the T steps are taken for classes, and the target should "
+            "have one index for each of the words."
+        ),
+        cure=(
+            "Join batch and time in both, `logits.flatten(0, 1)` and `words.flatten()`, or put the "
+            "classes second with `logits.transpose(1, 2)`."
+        ),
+        chapter=Chapter("11", "sequences", "my decoder writes words"),
+        example="""\
+import torch
+import torch.nn.functional as F
+
+logits = torch.rand(2, 7, 45)
+words = torch.zeros(2, 7, dtype=torch.long)
+F.cross_entropy(logits, words)
+""",
+        fixed="""\
+import torch
+import torch.nn.functional as F
+
+logits = torch.rand(2, 7, 45)
+words = torch.zeros(2, 7, dtype=torch.long)
+F.cross_entropy(logits.flatten(0, 1), words.flatten())
+""",
+    ),
 )
 
 

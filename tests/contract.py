@@ -42,6 +42,19 @@ from helpers.bridges.conv_projection import (
     FeatureAdaptation,
 )
 from helpers.bridges.encoder import LinearProbe, TruncatedEncoder
+from helpers.bridges.input_mapping import (
+    AddFusion,
+    AutoEncoder,
+    ConcatFusion,
+    ConvMapper,
+    FiLMFusion,
+    JoinedVector,
+    LinearMapper,
+    MLPMapper,
+    PCAMapper,
+    PointingDecoder,
+    Standardize,
+)
 from helpers.bridges.multi_path import (
     FPNDecoder,
     MultiPathDecoder,
@@ -57,6 +70,16 @@ from helpers.bridges.pooling_linear import (
     Painter,
     PoolLinear,
     VectorDecoder,
+)
+from helpers.bridges.sequences import (
+    AverageTokens,
+    CaptionBlock,
+    CaptionTransformer,
+    CausalAttention,
+    CrossAttention,
+    PooledState,
+    PositionTokens,
+    StateGRU,
 )
 from helpers.bridges.spatial_pyramid import (
     ASPP,
@@ -535,6 +558,190 @@ CONDITIONAL = Builder(
 )
 
 
+def mapping(cls: type[nn.Module], build: Callable[[], nn.Module], out: int) -> Builder:
+    """Return the builder of a module that takes a vector of 10 numbers."""
+    return Builder(
+        cls=cls,
+        kind="mapper",
+        build=build,
+        inputs=lambda batch, height, width, dtype: {"query": torch.randn(batch, 10).to(dtype)},
+        shape=lambda batch, height, width: (batch, out),
+        misuses={
+            "without a batch": Misuse(
+                lambda module: module(torch.rand(10)),
+                ValueError,
+                r"Expected the query as \[B, 10\], got \[10\]\. Keep the batch",
+            ),
+            "counted words": Misuse(
+                lambda module: module(torch.ones(2, 10, dtype=torch.long)),
+                TypeError,
+                r"Expected the query in floating point, got torch\.int64\. .* query\.float\(\)",
+            ),
+        },
+    )
+
+
+STANDARD = mapping(Standardize, lambda: Standardize(10).fit(3 + torch.randn(40, 10)), 10)
+PCA = mapping(PCAMapper, lambda: PCAMapper(10, 4), 4)
+
+
+def fusing(fusion: type[nn.Module]) -> Builder:
+    """Return the builder of a module that brings a vector into c4."""
+    return Builder(
+        cls=fusion,
+        kind="map",
+        build=lambda: fusion(256, 10),
+        inputs=lambda batch, height, width, dtype: {
+            "x": map_of("c4", batch, height, width, dtype),
+            "vector": torch.randn(batch, 10).to(dtype),
+        },
+        shape=lambda batch, height, width: (batch, 256, *sides("c4", height, width)),
+        misuses={
+            "another map": Misuse(
+                lambda module: module(map_of("c5", 2, 64, 96), torch.rand(2, 10)),
+                ValueError,
+                r"Expected x as \[B, 256, h, w\], got \[2, 512, 2, 3\]\. .* in_channels=enc",
+            ),
+            "one query for all": Misuse(
+                lambda module: module(map_of("c4", 4, 64, 96), torch.rand(1, 10)),
+                ValueError,
+                r"Expected one query an image, got 1 for 4\. The same query for all: query\.exp",
+            ),
+        },
+    )
+
+
+POINTING = Builder(
+    cls=PointingDecoder,
+    kind="decoder",
+    build=lambda: PointingDecoder(OUT_CHANNELS, 2, LinearMapper(10, 5), features=5, width=6),
+    inputs=lambda *size: {
+        "pyramid": pyramid(*size),
+        "query": torch.randn(size[0], 10).to(size[3] if len(size) > 3 else torch.float32),
+    },
+    shape=lambda batch, height, width: (batch, 2, *sides("c2", height, width)),
+    misuses={
+        "coarsest map first": Misuse(
+            lambda module: module(Pyramid(*reversed(pyramid(2, 64, 96))), torch.rand(2, 10)),
+            ValueError,
+            r"Expected c1 as \[B, 64, h, w\], got \[2, 512, 2, 3\]\. .* in_channels=enc",
+        ),
+        "one map short": Misuse(
+            lambda module: module(pyramid(2, 64, 96)[1:], torch.rand(2, 10)),
+            ValueError,
+            r"Expected 5 maps, got 4\. Pass all that the encoder returned",
+        ),
+        "one query for all": Misuse(
+            lambda module: module(pyramid(4, 64, 96), torch.rand(1, 10)),
+            ValueError,
+            r"Expected one query an image, got 1 for 4\. The same query for all: query\.exp",
+        ),
+        "a mapper of another width": Misuse(
+            lambda module: PointingDecoder(OUT_CHANNELS, 2, LinearMapper(10, 5), features=4)(
+                pyramid(2, 64, 96), torch.rand(2, 10)
+            ),
+            ValueError,
+            r"Expected the query as \[B, 4\], got \[2, 5\]",
+        ),
+    },
+    unread=("c1",),
+)
+
+
+DEEP = {
+    "inputs": lambda *size: {"pyramid": pyramid(*size)},
+    "misuses": {
+        "one map short": UNET.misuses["one map short"],
+        "a map of another batch": UNET.misuses["a map of another batch"],
+    },
+    "unread": ("c1", "c2", "c3"),
+}
+NO_WIDTH = "each head takes an equal share"
+
+
+def deep_positions(height: int, width: int) -> int:
+    """Return how many positions c4 and c5 have together."""
+    return sum(rows * columns for rows, columns in (sides(c, height, width) for c in ("c4", "c5")))
+
+
+def sentence(batch: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Return five tokens of a sentence, of eight channels."""
+    return torch.randn(batch, 5, 8).to(dtype)
+
+
+def attentive(layer: type[nn.Module], **misuses: Misuse) -> Builder:
+    """Return the builder of a layer whose sentence looks at an image's tokens."""
+    return Builder(
+        cls=layer,
+        kind="tokens",
+        build=lambda: layer(8),
+        inputs=lambda batch, height, width, dtype: {
+            "x": sentence(batch, height, width, dtype),
+            "memory": torch.randn(batch, deep_positions(height, width), 8).to(dtype),
+        },
+        shape=lambda batch, height, width: (batch, 5, 8),
+        misuses={
+            "channels first": Misuse(
+                lambda module: module(torch.rand(2, 5, 8), torch.rand(2, 8, 24)),
+                ValueError,
+                r"Expected memory as \[B, N, 8\], got \[2, 8, 24\]\. Channels are last",
+            ),
+            "one memory for all": Misuse(
+                lambda module: module(torch.rand(4, 5, 8), torch.rand(1, 24, 8)),
+                ValueError,
+                r"Expected one memory for each sentence, got 1 for 4\. Repeat it",
+            ),
+        }
+        | misuses,
+    )
+
+
+def captioner(decoder: type[nn.Module], **options: Any) -> Builder:
+    """Return the builder of a captioner of few channels with eleven words."""
+    return Builder(
+        cls=decoder,
+        kind="other",
+        build=lambda: decoder(OUT_CHANNELS, 11, width=8, **options),
+        inputs=lambda batch, height, width, dtype: {
+            "pyramid": pyramid(batch, height, width, dtype),
+            "words": torch.randint(1, 11, (batch, 5)),
+        },
+        shape=lambda batch, height, width: (batch, 5, 11),
+        misuses={
+            "words of another batch": Misuse(
+                lambda module: module(pyramid(4, 64, 96), torch.ones(1, 5, dtype=torch.long)),
+                ValueError,
+                r"Expected words \[4, T\], one row an image, T at least 1, got \[1, 5\]\.",
+            ),
+            "no word at all": Misuse(
+                lambda module: module(pyramid(2, 64, 96), torch.ones(2, 0, dtype=torch.long)),
+                ValueError,
+                r"Expected words \[2, T\], one row an image, T at least 1, got \[2, 0\]\.",
+            ),
+            "embedded words": Misuse(
+                lambda module: module(pyramid(2, 64, 96), torch.rand(2, 5)),
+                TypeError,
+                r"Expected numbers of words, got torch\.float32\. Pass what Vocabulary",
+            ),
+            "one map short": Misuse(
+                lambda module: module(pyramid(2, 64, 96)[1:], torch.ones(2, 5, dtype=torch.long)),
+                ValueError,
+                r"Expected 5 maps, got 4\. Pass all that the encoder returned",
+            ),
+        },
+        unread=("c1", "c2", "c3"),
+    )
+
+
+POSITIONS = Builder(
+    cls=PositionTokens,
+    kind="tokens",
+    build=lambda: PositionTokens(OUT_CHANNELS, 8),
+    shape=lambda batch, height, width: (batch, deep_positions(height, width), 8),
+    **DEEP,
+)
+
+
 # --- one builder per exported class
 
 BUILDERS = {
@@ -917,4 +1124,134 @@ BUILDERS = {
         CONDITIONAL,
         build=lambda: ConditionalDecoder(OUT_CHANNELS, 3, width=6, fine=4, join=Concat),
     ),
+    "Standardize": replace(
+        STANDARD,
+        misuses=STANDARD.misuses
+        | {
+            "one vector": Misuse(
+                lambda module: Standardize(10).fit(torch.rand(1, 10)),
+                ValueError,
+                r"Expected two vectors or more, all finite, got \[1, 10\]\. Look for NaN",
+            ),
+        },
+    ),
+    "LinearMapper": mapping(LinearMapper, lambda: LinearMapper(10, 4), 4),
+    "MLPMapper": mapping(MLPMapper, lambda: MLPMapper(10, 4, hidden=6), 4),
+    "ConvMapper": Builder(
+        cls=ConvMapper,
+        kind="mapper",
+        build=lambda: ConvMapper(3, 4, width=2),
+        inputs=lambda *size: {"query": images(*size)},
+        shape=lambda batch, height, width: (batch, 4),
+        misuses={
+            "flattened": Misuse(
+                lambda module: module(torch.rand(2, 3 * 64)),
+                ValueError,
+                r"Expected the query as \[B, 3, h, w\], got \[2, 192\]\. Keep the batch",
+            ),
+        },
+    ),
+    "JoinedVector": Builder(
+        cls=JoinedVector,
+        kind="vector",
+        build=lambda: JoinedVector(512, LinearMapper(10, 4)),
+        inputs=lambda batch, height, width, dtype: {
+            "c5": map_of("c5", batch, height, width, dtype),
+            "query": torch.randn(batch, 10).to(dtype),
+        },
+        shape=lambda batch, height, width: (batch, 516),
+        misuses={
+            "another map": Misuse(
+                lambda module: module(map_of("c4", 2, 64, 96), torch.rand(2, 10)),
+                ValueError,
+                r"Expected c5 as \[B, 512, h, w\], got \[2, 256, 4, 6\]\. .* in_channels=enc",
+            ),
+            "one query for all": Misuse(
+                lambda module: module(map_of("c5", 4, 64, 96), torch.rand(1, 10)),
+                ValueError,
+                r"Expected one query an image, got 1 for 4\. The same query for all: query\.exp",
+            ),
+            "a map beside a vector": Misuse(
+                lambda module: JoinedVector(512, nn.Conv2d(3, 4, 1))(
+                    map_of("c5", 2, 64, 96), torch.rand(2, 3, 8, 8)
+                ),
+                ValueError,
+                r"Expected \[B, features\] from the mapper, got \[2, 4, 8, 8\]\. Pool a map",
+            ),
+        },
+    ),
+    "ConcatFusion": fusing(ConcatFusion),
+    "AddFusion": fusing(AddFusion),
+    "FiLMFusion": fusing(FiLMFusion),
+    "PointingDecoder": POINTING,
+    "PointingDecoder of a sum": replace(
+        POINTING,
+        build=lambda: PointingDecoder(OUT_CHANNELS, 2, LinearMapper(10, 5), 5, AddFusion, width=6),
+    ),
+    "PCAMapper": replace(
+        PCA,
+        misuses=PCA.misuses
+        | {
+            "too few vectors": Misuse(
+                lambda module: module.fit(torch.rand(4, 10)),
+                ValueError,
+                r"Expected more than 4 vectors, all finite, got \[4, 10\]\. Keep fewer",
+            ),
+            "too many directions": Misuse(
+                lambda module: PCAMapper(10, 11),
+                ValueError,
+                r"Expected 1 to 10 directions, got 11",
+            ),
+        },
+    ),
+    "AutoEncoder": replace(
+        mapping(AutoEncoder, lambda: AutoEncoder(10, code=4, hidden=6), 10), kind="other"
+    ),
+    "PooledState": Builder(
+        cls=PooledState,
+        kind="vector",
+        build=lambda: PooledState(OUT_CHANNELS, 8),
+        shape=lambda batch, height, width: (batch, 8),
+        **DEEP,
+    ),
+    "PositionTokens": replace(
+        POSITIONS,
+        misuses=POSITIONS.misuses
+        | {
+            "a width that 4 does not divide": Misuse(
+                lambda module: PositionTokens(OUT_CHANNELS, 6),
+                ValueError,
+                r"Expected a width that 4 divides, got 6: row and column take sines and",
+            ),
+        },
+    ),
+    "AverageTokens": replace(
+        POSITIONS, cls=AverageTokens, build=lambda: AverageTokens(OUT_CHANNELS, 8)
+    ),
+    "CrossAttention": attentive(
+        CrossAttention,
+        heads=Misuse(
+            lambda module: CrossAttention(8, heads=3),
+            ValueError,
+            rf"Expected a width that 3 divides, got 8: {NO_WIDTH}\.",
+        ),
+    ),
+    "CausalAttention": Builder(
+        cls=CausalAttention,
+        kind="tokens",
+        build=lambda: CausalAttention(8),
+        inputs=lambda *size: {"x": sentence(*size)},
+        shape=lambda batch, height, width: (batch, 5, 8),
+        misuses={
+            "heads": Misuse(
+                lambda module: CausalAttention(8, heads=3),
+                ValueError,
+                rf"Expected a width that 3 divides, got 8: {NO_WIDTH}\.",
+            ),
+        },
+    ),
+    "CaptionBlock": attentive(CaptionBlock),
+    "StateGRU": captioner(StateGRU),
+    "CaptionTransformer": captioner(CaptionTransformer),
+    "CaptionTransformer of averages": captioner(CaptionTransformer, tokens=AverageTokens),
 }

@@ -123,6 +123,17 @@ VARIATIONS: list[tuple[str, Callable[[], object], tuple[str, ...]]] = [
         (),
     ),
     ("pixel-shuffle", lambda: nn.PixelShuffle(4)(torch.rand(1, 10, 5, 5)), ("10", "16")),
+    ("hidden-state", lambda: nn.GRU(4, 8)(torch.rand(5, 2, 4), torch.rand(2, 8)), ()),
+    (
+        "hidden-state",
+        lambda: nn.GRU(4, 8, batch_first=True)(torch.rand(3, 5, 4), torch.rand(3, 1, 8)),
+        ("1 layers, 3 sentences, 8 channels", "3, 1 and 8"),
+    ),
+    (
+        "target-size",
+        lambda: F.cross_entropy(torch.rand(2, 11, 45), torch.zeros(2, 12, dtype=torch.long)),
+        ("[2, 45]", "[2, 12]"),
+    ),
 ]
 
 
@@ -151,6 +162,8 @@ def test_other_numbers_find_the_same_row_and_are_read(
         ("Expected more than 1 value per channel when training", "one-value-per-channel"),
         ("requested an output size of (18, 18)", "output-size"),
         ("pixel_shuffle expects its input's 'channel' dimension to be divisible", "pixel-shuffle"),
+        ("Expected hidden size (1, 2, 256), got", "hidden-state"),
+        ("RuntimeError: Expected target size", "target-size"),
         ("ONNX export of operator adaptive_avg_pool2d", "onnx-adaptive-pool"),
     ],
 )
