@@ -44,12 +44,13 @@ test: $(INSTALLED) ## check everything: style, types, sync, tests, every noteboo
 	@$(MAKE) book
 	@BOOK_CHROMIUM="$$($(PY) -m tools.chromium)"; export BOOK_CHROMIUM; \
 	$(TEST) -m "not colab" --cov --cov-report term --cov-fail-under 90; \
-	$(TEST) tests/test_colab.py notebooks --nbval --nbval-current-env --nbval-cell-timeout 300 \
-		--nbval-sanitize-with tests/nbval.cfg; \
+	$(TEST) --no-loadscope-reorder tests/test_colab.py notebooks --nbval --nbval-current-env \
+		--nbval-cell-timeout 300 --nbval-sanitize-with tests/nbval.cfg; \
 	test -n "$$BOOK_CHROMIUM" \
 		|| echo "!!! THE BROWSER TESTS WERE SKIPPED: no Chromium could be had !!!"
 
 # Two at a time, each in one thread, without progress bars; what is in one file, or in one notebook, stays together.
+# In the order given: the chapters alone (test_colab.py) take as long as all notebooks, and start beside them.
 TEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TQDM_DISABLE=1 $(PY) -m pytest -q -rs -n 2 --dist loadscope
 
 notebooks: sync ## run all chapters again and store their outputs (one: CHAPTERS=01_encoder)
