@@ -1,0 +1,373 @@
+"""The benchmark: peers give what they give at home, all are trained and scored alike, and shared.
+
+What needs segmentation-models-pytorch (smp) is skipped where it is not installed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from experiments import benchmark, candidates, costs, peers, records, scores, trials
+from experiments.benchmark import Sharing, Task
+from experiments.candidates import FINALISTS, Ours
+from experiments.peers import PEERS
+from helpers import camvid, feeding, training
+from helpers import records as stored
+from helpers.encoder import ResNet18Encoder, Segmenter, normalize
+from helpers.inspection import count_macs, count_parameters
+
+needs_smp = pytest.mark.skipif(
+    not find_spec("segmentation_models_pytorch"),
+    reason="smp is needed to run the benchmark only: pip install .[bench]",
+)
+IGNORE = 3
+NAMES = ("background", "block", "bar")
+
+
+def pairs(count: int, side: int = 64) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Blocks and bars of one grey each, and a corner that nobody labelled."""
+    found = []
+    for index in range(count):
+        mask = torch.zeros(side, side, dtype=torch.long)
+        mask[8 + index : 18 + index, 4:14], mask[:, 40 + index : 42 + index] = 1, 2
+        mask[-4:, -4:] = IGNORE
+        dice = torch.Generator().manual_seed(index)
+        image = mask.clamp(max=2) / 3 + 0.1 * torch.rand(3, side, side, generator=dice)
+        found.append((image, mask))
+    return found
+
+
+# --- peers
+
+
+@needs_smp
+def test_the_encoder_of_peers_makes_the_maps_that_ours_makes():
+    images = torch.randn(2, 3, 64, 96)
+    network = peers.Peer("Unet").network(5).eval()
+    with torch.no_grad():
+        theirs, ours = network.encoder(images)[1:], ResNet18Encoder()(images)
+    for map_, own in zip(theirs, ours, strict=True):
+        torch.testing.assert_close(map_, own, rtol=1e-5, atol=1e-5)
+
+
+@needs_smp
+@pytest.mark.parametrize("what", PEERS)
+def test_a_peer_returns_what_its_own_model_returns(what):
+    peer, images = PEERS[what], torch.randn(1, 3, 128, 128)  # PAN halves its c5 three times
+    torch.manual_seed(7)
+    whole = peer.network(5).eval()
+    model = peer.model(7, 5).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), whole(images), rtol=1e-4, atol=1e-4)
+    assert feeding.is_frozen(model.encoder)
+    dilated = {"smp PAN": 16, "smp DeepLabV3Plus": 16, "smp DeepLabV3": 8}
+    assert max(model.encoder.strides) == dilated.get(what, 32)
+    assert isinstance(model.encoder, ResNet18Encoder) == (what not in dilated)
+    assert not any(part is model.encoder for part in model.decoder.modules())
+
+
+@needs_smp
+def test_images_that_a_peer_cannot_take_are_refused():
+    with pytest.raises(ValueError, match="multiples of 32"):
+        PEERS["smp Linknet"].model(0, 5).eval()(torch.randn(1, 3, 60, 80))
+
+
+@needs_smp
+def test_linknet_costs_what_is_known_of_it():
+    model = PEERS["smp Linknet"].model(0, 11)
+    assert count_parameters(model.decoder) == pytest.approx(0.49e6, rel=0.02)
+    assert sum(costs.macs(model)) == pytest.approx(1.98e9, rel=0.01)
+
+
+# --- the same for all
+
+
+def test_streets_are_framed_by_what_is_neither_seen_nor_counted():
+    image, mask = torch.rand(3, 180, 240), torch.randint(12, (180, 240))
+    framed, labels = benchmark.pad(image, mask, camvid.IGNORE)
+    assert framed.shape == (3, 192, 256) and labels.shape == (192, 256)
+    assert torch.equal(framed[:, 6:-6, 8:-8], image) and torch.equal(labels[6:-6, 8:-8], mask)
+    labels[6:-6, 8:-8] = camvid.IGNORE
+    assert (labels == camvid.IGNORE).all()
+    zeros = normalize(framed[None])[0]
+    zeros[:, 6:-6, 8:-8] = 0
+    assert zeros.abs().max() < 1e-6
+    unchanged = benchmark.pad(image[:, :128, :128], mask[:128, :128], -100)
+    assert torch.equal(unchanged[0], image[:, :128, :128])
+
+
+def small_fit(decoder: str, data, sharing: Sharing | None, frozen: bool = True) -> Segmenter:
+    model = FINALISTS[decoder].model(0, 3, frozen)
+    settings = dict(epochs=1, batch_size=2, ignore_index=IGNORE, device="cpu")
+    if sharing is None:
+        training.fit(model, data, **settings)
+    else:
+        with sharing.used():
+            training.fit(model, data, **settings)
+    return model
+
+
+def test_maps_are_computed_once_and_train_the_same_weights(monkeypatch):
+    made = []
+    whole = feeding.source
+    monkeypatch.setattr(feeding, "source", lambda *given: made.append(given) or whole(*given))
+    sharing, data = Sharing(), pairs(4)
+    for decoder in ("many paths", "1×1, summed"):
+        alone, shared = (small_fit(decoder, data, each) for each in (None, sharing))
+        for one, other in zip(alone.parameters(), shared.parameters(), strict=True):
+            assert torch.equal(one, other)
+    assert len(made) == 1
+    small_fit("image beside c4", data, sharing)  # keeps images, too
+    small_fit("image beside c4", pairs(4), sharing)  # other data
+    small_fit("1×1, summed", data, sharing, frozen=False)  # maps that change
+    assert len(made) == 4
+    assert training.source is whole
+
+
+# --- scores
+
+
+def test_scores_are_those_of_the_book():
+    model, data = FINALISTS["many paths"].model(0, 3), pairs(5)
+    expected = training.evaluate(model, data, ignore_index=IGNORE, mixed=False)
+    found = scores.score(
+        model,
+        data,
+        classes=NAMES,
+        thin=("bar",),
+        things=("block", "bar"),
+        ignore_index=IGNORE,
+        mixed=False,
+    )
+    for name in ("miou", "boundary_miou", "accuracy"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), abs=1e-3)
+    assert list(found.iou.values()) == pytest.approx(expected.iou, abs=1e-3)
+    assert found.thin_iou == found.iou["bar"]
+    assert found.small_things == 5  # the blocks; the bars are too long
+
+
+def test_small_things_are_scored_one_by_one():
+    truth = np.zeros((1, 64, 64), np.int64)
+    truth[0, 4:10, 4:10] = 1  # found by half, and claimed beside it
+    truth[0, 4:10, 30:36] = 1  # missed; its neighbour is found, which is no mistake
+    truth[0, 4:10, 37:43] = 1
+    truth[0, 40:60, 4:10] = 2  # too long
+    truth[0, 50:53, 50:53] = 2  # too few pixels
+    truth[0, 10:14, 30:36] = IGNORE
+    guess = np.zeros_like(truth)
+    guess[0, 4:10, 7:13] = 1
+    guess[0, 4:14, 37:43] = 1
+    guess[0, 10:14, 30:36] = 1  # where nobody knows
+    found = scores.small_things(guess, truth, [1, 2], IGNORE)
+    # 18 of 36 pixels and 18 beside them; none; all 36 and 24 below them.
+    assert found == pytest.approx([18 / 54, 0.0, 36 / 60])
+
+
+# --- which trainings
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A small repository with the code, no records, and two decoders to compare."""
+    for folder in ("experiments", "helpers"):
+        ignore = shutil.ignore_patterns("weights", "__pycache__")
+        shutil.copytree(records.ROOT / folder, tmp_path / folder, ignore=ignore)
+    monkeypatch.delenv("BOOK_WEIGHTS", raising=False)
+    monkeypatch.setattr(records, "ROOT", tmp_path)
+    monkeypatch.setattr(stored, "PLACES", (tmp_path / "results",))
+    two = {name: FINALISTS[name] for name in ("U-Net", "many paths")}
+    monkeypatch.setattr(benchmark, "CANDIDATES", two)
+    return tmp_path
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Trains nothing: the higher rate is better on the images to choose on, worse on others."""
+    done = []
+
+    def measure(task: Task, candidate: Ours) -> records.Record:
+        done.append(task)
+        source = "helpers/bridges/" + {"U-Net": "unet.py", "many paths": "multi_path.py"}[task.what]
+        return {
+            **task._asdict(),
+            "of": candidate.of,
+            "miou": 50 - 1000 * task.rate,
+            "tune": {"miou": 40 + 1000 * task.rate},
+            "seconds": 60.0,
+            "provenance": records.provenance(source, versions=[]),
+        }
+
+    monkeypatch.setattr(benchmark, "measure", measure)
+    return done
+
+
+def test_a_rate_is_chosen_once_and_not_by_what_is_reported(root, started):
+    benchmark.main(["--on", "scenes"])
+    low, high = benchmark.RATES["scenes"]
+    first = [(what, 0, rate) for what in ("U-Net", "many paths") for rate in (low, high)]
+    others = [(what, seed, high) for seed in (1, 2) for what in ("U-Net", "many paths")]
+    assert [(task.what, task.seed, task.rate) for task in started] == first + others
+    found = stored.load("benchmark")
+    assert {(r["seed"], r["rate"], r["chosen"]) for r in found} == {
+        (0, low, False), (0, high, True), (1, high, True), (2, high, True)
+    }  # fmt: skip
+    benchmark.main(["--on", "scenes"])
+    assert len(started) == 8
+
+
+def test_seeds_wait_for_a_rate_that_another_process_is_trying(root, started):
+    low, high = benchmark.RATES["scenes"]
+    length = benchmark.SETTINGS["scenes"].epochs
+    with records.lock(f"benchmark scenes U-Net True 0 {length} cpu {high}", timeout=0):
+        benchmark.main(["--on", "scenes", "--only", "U-Net"])
+        assert [task.rate for task in started] == [low]
+    benchmark.main(["--on", "scenes", "--only", "U-Net"])
+    assert [task.seed for task in started] == [0, 0, 1, 2]
+
+
+def test_what_is_worth_most_comes_first():
+    names = list(candidates.CANDIDATES)
+    wanted = benchmark.tasks(names, None, None, "cpu", False)
+    stages = list(dict.fromkeys((task.data, task.frozen) for task in wanted))
+    assert stages == [("scenes", True), ("streets", True), ("streets", False)]
+    seeds = {
+        (task.data, what): {t.seed for t in wanted if (t.data, t.what) == (task.data, what)}
+        for task in wanted
+        for what in ("smp UPerNet", "smp Linknet")
+    }
+    assert seeds["streets", "smp UPerNet"] == {0}
+    assert seeds["scenes", "smp UPerNet"] == seeds["streets", "smp Linknet"] == {0, 1, 2}
+    tuned = {task.what for task in wanted if not task.frozen}
+    assert {"smp Unet", "smp FPN", "smp Linknet", "U-Net"} <= tuned < set(names)
+    everything = benchmark.tasks(names, 5, 40, "cuda", True)
+    assert len(everything) == 3 * len(names) * (2 + 4)
+    assert {task.epochs for task in everything} == {40}
+
+
+def test_a_plan_says_how_long_by_what_was_measured(root, started, capsys):
+    benchmark.main(["--on", "scenes", "--plan"])
+    assert "8 trainings are missing: about 0 min, and 8 of unknown length" in (
+        capsys.readouterr().out
+    )
+    benchmark.main(["--on", "scenes", "--only", "U-Net", "--seeds", "1"])
+    capsys.readouterr()
+    benchmark.main(["--on", "scenes", "--plan"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if "seed" in line]
+    assert [line.rsplit("  ", 1)[1] for line in lines if "U-Net" in line] == ["1.0 min"] * 2
+    cheaper = {float(line.split()[-2]) for line in lines if "many paths" in line}
+    assert len(cheaper) == 1 and 0 < cheaper.pop() < 1
+    assert len(started) == 2
+
+
+def test_what_cannot_be_run_is_refused(root, started, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        benchmark.main(["--only", "V-Net"])
+    assert "V-Net" in capsys.readouterr().err
+    monkeypatch.setattr(benchmark, "CANDIDATES", candidates.CANDIDATES)
+    monkeypatch.setattr(benchmark, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit):
+        benchmark.main([])
+    assert "pip install .[bench]" in capsys.readouterr().err
+    monkeypatch.setenv("BOOK_WEIGHTS", "random")
+    with pytest.raises(SystemExit):
+        benchmark.main(["--only", "U-Net"])
+    assert "unset it" in capsys.readouterr().err
+    assert started == []
+
+
+# --- one training
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    parts = {"train": (4,), "report": (3,)}
+    setting = dict(data=pairs, classes=NAMES, ignore_index=IGNORE, batch_size=2, **parts)
+    monkeypatch.setitem(benchmark.SETTINGS, "scenes", replace(trials.SCENES, **setting))
+    monkeypatch.setitem(benchmark.TUNE, "scenes", (2,))
+    monkeypatch.setitem(benchmark.THIN, "scenes", ("bar",))
+    monkeypatch.setitem(benchmark.THINGS, "scenes", ("block", "bar"))
+    benchmark.data.cache_clear()
+    yield
+    benchmark.data.cache_clear()
+
+
+def test_a_record_rests_on_its_decoder_and_not_on_the_list_of_all(root, tiny):
+    names = "U-Net", "many paths"
+    found = {
+        what: benchmark.measure(Task("scenes", what, True, 0, 1, "cpu", 1e-3), FINALISTS[what])
+        for what in names
+    }
+    for record in found.values():
+        assert 0 <= record["miou"] <= 100 and record["images"] == dict(train=4, tune=2, report=3)
+        assert record["small_things"] == 3 and len(record["loss"]) == 1
+        assert record["seconds"] > 0 and records.stale(record) == []
+    assert not list((root / ".cache").rglob("*.safetensors"))
+    table = root / "experiments" / "candidates.py"
+    code = table.read_text("utf-8")
+    entry = "RECOMMENDED: dict[str, Ours] = {}"
+    assert code.count(entry) == 1
+    table.write_text(code.replace(entry, entry[:-1] + '"new": Ours(unet.unet)}'), "utf-8")
+    assert [records.stale(found[what]) for what in names] == [[], []]
+    module = root / "helpers" / "bridges" / "unet.py"
+    code = module.read_text("utf-8")
+    assert "p1 = self.up1(p2, c1)" in code
+    module.write_text(code.replace("p1 = self.up1(p2, c1)", "p1 = self.up1(p2, -c1)"), "utf-8")
+    assert [bool(records.stale(found[what])) for what in names] == [True, False]
+
+
+# --- costs
+
+
+@pytest.mark.parametrize(
+    ("what", "levels"), [("c3, PPM", 3), ("image beside c4", 4), ("U-Net", 5), ("c5 alone", 5)]
+)
+def test_the_encoder_ends_where_a_decoder_reads_no_more(what, levels):
+    model = FINALISTS[what].model(0, 11)
+    assert costs.levels_read(model, (64, 64)) == levels
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        maps, all_ = costs.Shortened(levels).eval()(x), model.encoder(x)
+    assert [m.shape for m in maps[:levels]] == [m.shape for m in all_[:levels]]
+    assert not any(m.numel() for m in maps[levels:])
+    short = costs.shortened(model, (64, 64)).eval()
+    assert short.decoder is model.decoder and short(x).shape == (1, 11, 64, 64)
+
+
+def test_the_work_is_counted_without_doing_it():
+    model = FINALISTS["1×1, summed"].model(0, 11)
+    x = torch.randn(1, 3, 64, 96)
+    whole, encoder = count_macs(model, x), count_macs(model.encoder, x)
+    assert costs.macs(model, (64, 96)) == (encoder, whole - encoder)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read on Linux only")
+def test_memory_that_is_taken_is_seen():
+    before = costs.resident("VmRSS")
+    taken = torch.ones(25_000_000)  # 100 MB
+    assert costs.resident("VmRSS") - before == pytest.approx(100, abs=10)
+    assert costs.resident("VmHWM") >= costs.resident("VmRSS") - 1 and taken.numel()
+
+
+def test_throughput_is_a_share_of_the_encoder_s(monkeypatch):
+    monkeypatch.setattr(costs, "SIZE", (32, 32))
+    monkeypatch.setattr(costs, "STEPS", 3)
+
+    class Twice(nn.Module):
+        def __init__(self, once: nn.Module) -> None:
+            super().__init__()
+            self.once = once
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            return [*self.once(x), *self.once(x)]
+
+    encoder = ResNet18Encoder(None, frozen=False)
+    share = costs.throughput(Twice(encoder), encoder, "cpu")
+    assert 0.25 < share.median < 0.8
