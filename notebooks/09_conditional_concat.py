@@ -1128,7 +1128,7 @@ assert (by["objects"] / by["background"]).min() > 1.2
 # given, `[B, 1, h, w]`, before the sigmoid.
 
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
+# %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Answers that the check knows", "code_prompt_hide": "Answers that the check knows"}
 def plausible_joins(score, c4, image):
     """Yield (left, right, what to say): right answers and likely wrong ones."""
 
