@@ -13,6 +13,7 @@ from experiments import (
     conv_projection,
     multi_path,
     pooling_linear,
+    putting_together,
     spatial_pyramid,
     unet,
     upsampling,
@@ -56,7 +57,9 @@ FINALISTS = {  # of each chapter the best one and, where it differs, the best ch
     "image beside c4": Ours(upsampling.image_two_layers),
     "image beside c2, soft mask": Ours(conditional_concat.soft),
 }
-RECOMMENDED: dict[str, Ours] = {}  # the book's default, then what it is without each of its parts
+RECOMMENDED = {  # the book's default, then what it is with less or more of each of its parts
+    what: Ours(trial.decoder) for what, trial in putting_together.TRIALS.items()
+}
 CANDIDATES: dict[str, Ours | Peer] = {**FINALISTS, **RECOMMENDED, **PEERS}
 
 SLOW = ("smp UnetPlusPlus", "smp DeepLabV3", "smp UPerNet")  # on streets, a single seed

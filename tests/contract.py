@@ -71,6 +71,7 @@ from helpers.bridges.pooling_linear import (
     PoolLinear,
     VectorDecoder,
 )
+from helpers.bridges.putting_together import BookDecoder, Merge
 from helpers.bridges.sequences import (
     AverageTokens,
     CaptionBlock,
@@ -1254,4 +1255,13 @@ BUILDERS = {
     "StateGRU": captioner(StateGRU),
     "CaptionTransformer": captioner(CaptionTransformer),
     "CaptionTransformer of averages": captioner(CaptionTransformer, tokens=AverageTokens),
+    "Merge": step_up(Merge),
+    "BookDecoder": replace(
+        UNET,
+        cls=BookDecoder,
+        build=lambda: BookDecoder(
+            OUT_CHANNELS, out_channels=3, laterals=(4, 5, 6, 7, 8), widths=(8, 7, 6, 5)
+        ),
+        one_value=one_value_in_c5,
+    ),
 }
