@@ -71,6 +71,10 @@ def expected(root: Path) -> Iterator[tuple[Path, str | None]]:
         from tools.error_index import PAGE, make_page  # only here: it loads torch
 
         yield PAGE, make_page()
+    if (root / "tools" / "cheat_sheet.py").exists():
+        from tools import cheat_sheet
+
+        yield cheat_sheet.PAGE, cheat_sheet.make_page()
 
 
 def with_address(text: str, url: str) -> str:
