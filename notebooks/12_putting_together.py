@@ -504,7 +504,7 @@ assert history.loss[-1] < 0.5 * history.loss[0]
 assert score.miou > 1.5 * 100 / classes
 
 # %% [markdown]
-# One seed and a few epochs decide nothing between the two; the records below do.
+# It learns. How good it gets, and whether its parts are worth having, the records below tell.
 #
 # ## Image to image
 #
@@ -729,7 +729,7 @@ assert errors["colours"]["tint by brightness"] < errors["colours"]["book decoder
 # %% tags=["nbval-ignore-output"]
 for task, found in errors.items():
     said = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
-    print(f"{task}: mean absolute error in % of the range: {said}")
+    print(f"{task}, error in %: {said}")
 
 # %% [markdown]
 # In this short training the table of brightness wins. Would more training help, or other images?
@@ -817,8 +817,8 @@ plotting.show_panels(
 )
 
 # %% [markdown]
-# At 50 % a merge weighs both sides alike. To fill holes, the merges at `c3` and `c2` listen to their own level far
-# more than those that draw masks: an edge has to be carried on, and it does not matter what it is the edge of.
+# At 50 % a merge weighs both sides alike. To fill holes, the merges at `c3` and `c2` listen more to their own level
+# than those that draw masks: an edge has to be carried on, and it does not matter what it is the edge of.
 # (BatchNorm behind every lateral and every merge brings the channels to like sizes, so that weights may be compared
 # at all. It remains a rough look: a channel with a large weight need not decide anything.)
 
