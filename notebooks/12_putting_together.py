@@ -262,7 +262,7 @@ assert bill["up1"] > 0.4 * sum(bill.values()) and max(bill, key=bill.get) == "up
 #
 # ## The technique
 #
-# Two ideas are left when one asks for each part: what does it cost, and what did its chapter measure?
+# Three ideas are left when one asks for each part: what does it cost, and what did its chapter measure?
 #
 # **Laterals** (chapters 03 and 06). Each map passes a 1×1 convolution first, down to few channels. Chapter 03
 # showed how little that costs if done before any resizing. With BatchNorm and ReLU behind it, as in
@@ -929,10 +929,10 @@ assert 1.2 < work_of("book, twice as wide") / whole < 1.3
 # %%
 peers = sorted({r["what"] for r in bench if r["what"].startswith("smp ")})
 for where in ("scenes", "streets"):
-    counted = {what: len(scores(where, what)) for what in ["book decoder", *peers]}
+    counted = {n: len(scores(where, n)) for n in ("book decoder", "U-Net", *peers)}
     for count in sorted(set(counted.values()) - {0}, reverse=True):
-        names = (what for what in counted if counted[what] == count)
-        print(f"{where}, seeds: {count}: {', '.join(names)}")
+        names = [n.removeprefix("smp ") for n in counted if counted[n] == count]
+        print(f"{where}, {count} of 3 seeds: {', '.join(names)}")
 
 
 def dominating(where, what, cost=work_of):
