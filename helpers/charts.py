@@ -106,8 +106,7 @@ def show_bars(
             side: dict[str, Any] = (
                 {"ha": "left", "va": "center"} if lying else {"ha": "center", "va": "bottom"}
             )
-            text = f"{means[place]:.{digits}f}"
-            text = text if float(text) else text.removeprefix("-")  # no "-0.0"
+            text = written(means[place], digits)
             axes.text(x, y, text, fontweight="bold", fontsize=10.5, **side)
         start = least - 0.06 * span if least < 0 else 0  # room for the whole point
         (axes.set_xlim if lying else axes.set_ylim)(start, max(tops) + 0.12 * span)
@@ -211,9 +210,15 @@ def show_matrix(
         for (row, column), value in np.ndenumerate(array):
             strong = abs(value) > 0.75 * most
             color, weight = (PAPER, "bold") if strong else (INK, "normal")
-            text = f"{value:.{digits}f}".replace("-", "−")
+            text = written(value, digits).replace("-", "−")
             axes.text(column, row, text, ha="center", va="center", color=color, fontweight=weight)
         return picture(figure, alt)
+
+
+def written(value: float, digits: int) -> str:
+    """Return the rounded number as text; what rounds to zero has no sign."""
+    text = f"{value:.{digits}f}"
+    return text if float(text) else text.removeprefix("-")
 
 
 def _seeds(name: str, values: ArrayLike) -> NDArray[np.float64]:

@@ -19,6 +19,7 @@ from skimage.segmentation import find_boundaries
 from torch import Tensor
 
 from helpers.charts import show_bars, show_curves, show_matrix, show_panels
+from helpers.comparisons import show_intervals, show_ranks, show_tradeoff
 from helpers.diagram import Diagram, pyramid_diagram
 from helpers.encoder import Pyramid
 from helpers.flipbook import Flipbook, flipbook
@@ -64,10 +65,13 @@ __all__ = [
     "show_features_as_color",
     "show_heatmaps",
     "show_images",
+    "show_intervals",
     "show_masks",
     "show_matrix",
     "show_panels",
+    "show_ranks",
     "show_scenes",
+    "show_tradeoff",
     "style",
 ]
 

@@ -92,6 +92,9 @@ def every_kind(encoder, image, mask, maps, alt: str) -> dict[str, object]:
         "heat": lambda: plotting.show_heatmaps(image, [heat, 0 * heat], ["one", "none"], alt=alt),
         "curves": lambda: plotting.show_curves({"a": [3, 2, 1]}, "step", "loss", alt=alt),
         "bars": lambda: plotting.show_bars({"a": 1, "b": [2, 3, 4]}, "mIoU", alt=alt),
+        "tradeoff": lambda: plotting.show_tradeoff({"a": (1, 2)}, "work", "mIoU", alt=alt),
+        "intervals": lambda: plotting.show_intervals({"a": (1, 2, 3)}, "points", alt=alt),
+        "ranks": lambda: plotting.show_ranks({"one": {"a": 1}, "two": {"a": 2}}, alt=alt),
         "diagram": lambda: plotting.pyramid_diagram(encoder, image, alt=alt),
         "decoder": lambda: plotting.pyramid_diagram(encoder, image, UNet(), alt=alt),
     }
@@ -449,6 +452,9 @@ def test_a_mean_that_rounds_to_zero_has_no_sign(monkeypatch) -> None:
     monkeypatch.setattr(charts, "picture", keep)
     plotting.show_bars({"a": -0.04, "b": -0.06, "c": 2}, "y", alt=ALT)
     assert written == ["0.0", "-0.1", "2.0"]
+    written.clear()
+    plotting.show_matrix([[-0.4, -0.6]], ["a"], ["b", "c"], "points", alt=ALT)
+    assert written == ["0", "−1"]
 
 
 # The pyramid diagram
