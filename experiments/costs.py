@@ -144,13 +144,17 @@ def build(candidate: Ours | Peer, device: str) -> Segmenter:
     return model.to(device, memory_format=torch.channels_last)
 
 
+def sources(candidate: Ours | Peer) -> list[str]:
+    """Return the code that costs depend on; of the encoder as it was before it was shortened."""
+    return [*candidate.sources(candidate.model(0, CLASSES)), "experiments/costs.py::measure"]
+
+
 def measure(what: str, candidate: Ours | Peer, device: str) -> records.Record:
     started = time.perf_counter()
     reference = ResNet18Encoder("bundled", frozen=False)
     reference = reference.to(device, memory_format=torch.channels_last)
     model = build(candidate, device)
-    sources = [*candidate.sources(model), "experiments/costs.py::measure"]
-    provenance = records.provenance(*sources, versions=[]) | candidate.versions
+    provenance = records.provenance(*sources(candidate), versions=[]) | candidate.versions
     encoder, decoder = macs(candidate.model(0, CLASSES))
     latency = relative_latency(model, reference, batch(1, SIZE, device)[0], repeats=REPEATS)
     shares = throughput(model, reference, device)
