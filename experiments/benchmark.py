@@ -30,7 +30,7 @@ from filelock import Timeout
 from torch import Tensor
 
 from experiments import records, trials
-from experiments.candidates import CANDIDATES, SLOW, TUNED, Ours
+from experiments.candidates import CANDIDATES, SLOW, TUNED, VARIANTS, Ours
 from experiments.costs import macs
 from experiments.peers import PEERS, Peer
 from experiments.scores import Scores, score
@@ -236,11 +236,14 @@ def tasks(
 ) -> list[Task]:
     """Return every training, what is worth most first: stage by stage, seed by seed, `SLOW` last.
 
-    `full` makes no exceptions: all the seeds for `SLOW` ones, and all decoders fine-tuned.
+    `full` makes no exceptions: all the seeds for `SLOW` ones, all decoders fine-tuned, and
+    `VARIANTS` on streets, too.
     """
     found = []
     for where, frozen in STAGES:
         chosen = [what for what in only if frozen or full or what in TUNED]
+        if where == "streets" and not full:
+            chosen = [what for what in chosen if what not in VARIANTS]
         length = epochs or SETTINGS[where].epochs
         stage = []
         for seed in range(seeds or SEEDS):

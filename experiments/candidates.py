@@ -62,8 +62,6 @@ RECOMMENDED = {  # the book's default, then what it is with less or more of each
 }
 CANDIDATES: dict[str, Ours | Peer] = {**FINALISTS, **RECOMMENDED, **PEERS}
 
+VARIANTS = tuple(RECOMMENDED)[1:]  # what a part is worth: on scenes only
 SLOW = ("smp UnetPlusPlus", "smp DeepLabV3", "smp UPerNet")  # on streets, a single seed
-TUNED = (  # trained with the encoder, too
-    *("smp Unet", "smp FPN", "smp Linknet"),
-    *("U-Net", "1×1, concatenated, 3×3", "many paths", *list(RECOMMENDED)[:1]),
-)
+TUNED = ("book decoder", "smp Unet", "smp FPN", "smp Linknet")  # trained with the encoder, too
