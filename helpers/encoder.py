@@ -24,6 +24,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 OUT_CHANNELS = (64, 64, 128, 256, 512)
 STRIDES = (2, 4, 8, 16, 32)
+STAGES = {"relu": "c1", "layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}
 SMALLEST_SIDE = 32
 ROUNDING = 1e-3  # resizing leaves values a hair outside of 0…1
 
@@ -73,8 +74,7 @@ class ResNet18Encoder(nn.Module):
         network = resnet18(num_classes=len(state["fc.bias"]) if state else 1000)
         if state:
             network.load_state_dict(state)
-        stages = {"relu": "c1", "layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}
-        self.features = create_feature_extractor(network, stages)
+        self.features = create_feature_extractor(network, STAGES)
         self.frozen = frozen
         self.requires_grad_(not frozen)
         self.train(not frozen)
@@ -95,6 +95,36 @@ class ResNet18Encoder(nn.Module):
         for old, new in zip(self.modules(), copied.modules(), strict=True):
             new.training = old.training
         return copied
+
+
+class ShortEncoder(nn.Module):
+    """A `ResNet18Encoder` that ends after its first `levels`, for decoders that read no further.
+
+    `forward` takes what the encoder takes and returns a `Pyramid`: the first maps are the
+    encoder's, the others are empty, `[B, C, 0, 0]`, and nothing is computed for them. It shares the
+    encoder's weights, and is frozen where that is. `levels` is 1…5; raises `ValueError` for others.
+    """
+
+    out_channels = OUT_CHANNELS
+    strides = STRIDES
+
+    def __init__(self, encoder: ResNet18Encoder, levels: int) -> None:
+        super().__init__()
+        if levels not in range(1, len(STAGES) + 1):
+            raise ValueError(f"Expected levels in 1…5, got {levels}: 3 keeps c1, c2 and c3.")
+        self.levels, self.frozen = levels, encoder.frozen
+        stages = dict(list(STAGES.items())[:levels])
+        self.features = create_feature_extractor(encoder.features, stages)
+        self.train(encoder.training)
+
+    def forward(self, x: Tensor) -> Pyramid:
+        check_image(x)
+        empty = [x.new_empty(x.shape[0], c, 0, 0) for c in OUT_CHANNELS[self.levels :]]
+        return Pyramid(*self.features(x).values(), *empty)
+
+    def train(self, mode: bool = True) -> ShortEncoder:
+        """Switch between training and evaluation; a frozen encoder stays in evaluation."""
+        return super().train(mode and not self.frozen)
 
 
 class Segmenter(nn.Module):

@@ -24,6 +24,7 @@ from torchvision.models import ResNet, ResNet18_Weights, resnet18, resnet34
 from torchvision.transforms import v2
 
 from helpers import encoder as module
+from helpers.bridges.spatial_pyramid import ContextDecoder
 from helpers.encoder import (
     BUNDLED,
     BUNDLED_SHA256,
@@ -34,10 +35,14 @@ from helpers.encoder import (
     Pyramid,
     ResNet18Encoder,
     Segmenter,
+    ShortEncoder,
     load_bundled,
     load_file,
     normalize,
 )
+from helpers.feeding import is_frozen
+from helpers.inspection import count_macs
+from helpers.training import fit
 
 SIZES = [(32, 32), (33, 32), (32, 65), (47, 95), (64, 96), (63, 127), (101, 36), (224, 224)]
 
@@ -251,6 +256,51 @@ def test_unfrozen_in_evaluation_keeps_its_statistics() -> None:
     encoder(images(2, 3, 32, 32))
     assert same(batch_norm(encoder), statistics)
     assert not any(part.training for part in encoder.modules())
+
+
+@pytest.mark.parametrize("levels", range(1, 6))
+@pytest.mark.parametrize("training", [False, True])
+def test_a_short_encoder_makes_the_first_maps_and_nothing_else(levels: int, training: bool) -> None:
+    encoder = ResNet18Encoder(weights=None, frozen=False).train(training)
+    short = ShortEncoder(encoder, levels)
+    assert short.training == training
+    x = torch.rand(2, 3, 50, 64)
+    before = copy.deepcopy(encoder.state_dict())
+    maps = short(x)
+    encoder.load_state_dict(before)  # in training, the pass has moved BatchNorm's statistics
+    for map_, own in zip(maps[:levels], encoder(x)[:levels], strict=True):
+        assert torch.equal(map_, own)
+    assert [[*map_.shape] for map_ in maps[levels:]] == [
+        [2, channels, 0, 0] for channels in OUT_CHANNELS[levels:]
+    ]
+    weights = {id(weight) for weight in encoder.parameters()}
+    assert {id(weight) for weight in short.parameters()} <= weights  # shared, not copied
+    assert (len([*short.parameters()]) < len(weights)) == (levels < 5)
+
+
+def test_a_short_encoder_costs_less_and_stays_frozen() -> None:
+    encoder = ResNet18Encoder(weights=None)
+    model = Segmenter(ShortEncoder(encoder, levels=3), Head()).train()
+    assert is_frozen(model.encoder) and not model.encoder.training
+    x = torch.rand(1, 3, 64, 64)
+    assert count_macs(model.encoder, x) < 0.62 * count_macs(encoder, x)
+    with pytest.raises(ValueError, match="at least 32 pixels"):
+        model(torch.rand(1, 3, 16, 16))
+
+
+@pytest.mark.parametrize("levels", [0, 6, -1])
+def test_levels_that_are_not_there_are_refused(levels: int) -> None:
+    with pytest.raises(ValueError, match=f"levels in 1…5, got {levels}"):
+        ShortEncoder(ResNet18Encoder(weights=None), levels)
+
+
+def test_what_a_short_encoder_feeds_can_be_trained() -> None:
+    encoder = ShortEncoder(ResNet18Encoder(weights=None), levels=3)
+    decoder = ContextDecoder(encoder.out_channels, 3, level=3)
+    pairs = [(torch.rand(3, 32, 48), torch.randint(3, (32, 48))) for _ in range(4)]
+    torch.manual_seed(0)
+    history = fit(Segmenter(encoder, decoder), pairs, epochs=2, batch_size=2, device="cpu")
+    assert len(history.loss) == 2 and all(math.isfinite(loss) for loss in history.loss)
 
 
 def test_state_dict_round_trip(tmp_path: Path) -> None:
