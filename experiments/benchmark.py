@@ -5,7 +5,8 @@
 then streets fine-tuned. Every decoder starts at both learning rates; the one that is better on
 images kept for it (`tune`) goes on with more seeds. `--plan` only lists what is missing, with the
 minutes of CPU time it may take. Stopped and started again it goes on where it was; started twice,
-the two share the work (`OMP_NUM_THREADS=1` each). Peers need `pip install .[bench]`, streets need
+the two share the work (`OMP_NUM_THREADS=1` each). `--again` trains what is done once more and only
+says how far off the record is. Peers need `pip install .[bench]`, streets need
 CamVid (`helpers.camvid.download()`). What the decoders cost, `experiments.costs` measures.
 """
 
@@ -368,6 +369,24 @@ def plan(wanted: list[Task]) -> None:
     print(f"{len(wanted)} trainings are missing: about {sum(totals.values()):.0f} min{guessed}.")
 
 
+def again(wanted: list[Task]) -> None:
+    """Train once more what has a record, write nothing, and print both beside the seeds' range."""
+    for task in wanted:
+        rate = chosen_rate(task)
+        old = records.find(NAME, **same(task), seed=task.seed, rate=rate)
+        if old is None or task.rate not in (None, rate):
+            continue
+        new = measure(task._replace(rate=rate), CANDIDATES[task.what])
+        seeds = [
+            record["miou"]
+            for record in records.all_of(NAME)
+            if record.get("chosen") and all(record[k] == v for k, v in same(task).items())
+        ]
+        said = f"mIoU {new['miou']:.2f}, recorded {old['miou']:.2f}"
+        span = f"{len(seeds)} seeds: {min(seeds):.2f} to {max(seeds):.2f}"
+        print(f"{task.data} {task.what}, seed {task.seed}: {said}; {span}", flush=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help="names of decoders")
@@ -377,6 +396,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu (the default) or cuda")
     parser.add_argument("--full", action="store_true", help="no exceptions for what is slow")
     parser.add_argument("--plan", action="store_true", help="list what is missing; run nothing")
+    parser.add_argument(
+        "--again", action="store_true", help="train what is done once more, and compare"
+    )
     given = parser.parse_args(arguments)
     unknown = set(given.only or ()) - set(CANDIDATES)
     if unknown:
@@ -390,6 +412,9 @@ def main(arguments: list[str] | None = None) -> None:
     wanted = [task for task in wanted if task.data in given.on]
     if given.plan:
         plan([task for task in wanted if not is_done(task)])
+        return
+    if given.again:
+        again(wanted)
         return
     while any([attempt(task) for task in wanted if not is_done(task)]):
         pass  # again: what waited for another process's rate

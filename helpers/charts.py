@@ -200,7 +200,8 @@ def show_matrix(
         left = 0.03 + 0.0137 * max(map(len, rows))
         axes = figure.add_axes((left, 0.06 / height, 0.97 - left, 1 - 0.62 / height))
         axes.imshow(array, cmap="RdBu_r", vmin=-1.3 * most, vmax=1.3 * most, aspect="auto")
-        axes.set_xticks(range(len(columns)), list(columns))
+        size = 10 if len(columns) < 8 else 8.5
+        axes.set_xticks(range(len(columns)), list(columns), fontsize=size)
         axes.set_yticks(range(len(rows)), list(rows))
         axes.xaxis.tick_top()
         axes.xaxis.set_label_position("top")

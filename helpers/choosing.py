@@ -344,13 +344,15 @@ ANSWERS = (
     (
         *("mask", "none", "thin", "book"),
         "Thin things and outlines are in c1 and c2, and it reads both. Its logits lie at half the "
-        "image's resolution: what is thinner than two pixels stays hard.",
+        "image's resolution: what is thinner than two pixels stays hard. With the image beside the "
+        "features, `ConditionalDecoder` drew sharper outlines on drawn scenes and coarser ones on "
+        "streets: answer that the image goes in, and try.",
     ),
     (
         *("mask", "none", "large", "book"),
         "Large things need context, and at c5 a position sees nearly everything. Pooling still "
         "more in, there or on c3, brought nothing that this decoder lacks, and on streets nothing "
-        "in the book was better at sky, buildings and road.",
+        "in the book was clearly better at sky, buildings and road.",
     ),
     (
         *("mask", "none", "budget", "context"),

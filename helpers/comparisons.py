@@ -65,7 +65,7 @@ def show_tradeoff(
     }
     with style():
         figure = new_figure(3.2 + 0.11 * len(points))
-        axes = figure.add_axes((0.09, 0.1, 0.89, 0.83 if "" not in groups else 0.88))
+        axes = figure.add_axes((0.11, 0.1, 0.87, 0.83 if "" not in groups else 0.88))
         axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
         middles, bars, said = {}, [], {}
         for name, (cost, scores) in points.items():

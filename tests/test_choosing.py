@@ -280,6 +280,18 @@ def test_nothing_of_ours_is_better_at_what_it_is_suggested_for(bench, need, wher
     assert better(bench, where, record_of(need), of) == []
 
 
+def test_the_image_beside_the_features_draws_sharper_scenes_and_coarser_streets(bench):
+    def margin(where: str, better: str, worse: str) -> float:
+        found = (scores(bench, where, w, lambda r: r["boundary_miou"]) for w in (better, worse))
+        first, second = found
+        return min(first) - max(second)
+
+    beside, book = "image beside c2, soft mask", record_of("thin")
+    assert margin("scenes", beside, book) > 0
+    assert margin("streets", book, beside) > 1
+    assert suggest("mask", "image").bridge == "ConditionalDecoder"
+
+
 def test_nothing_of_ours_is_cheaper_than_what_is_suggested_for_little_work(bench, costs):
     own = costs[record_of("budget")]
     ours = {r["what"] for r in bench if not r["what"].startswith(("smp ", "book, "))}
