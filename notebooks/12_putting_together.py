@@ -84,38 +84,6 @@ def margin(better, worse):
     return min(better) - max(worse)
 
 
-# %%
-def against_cost(points, ylabel, *, of="the decoder", highlight=(), alt):
-    """Points (MMAC, one score for each seed) by name, drawn over the work."""
-    costs = [cost for cost, _ in points.values()]
-    middle = (min(costs) * max(costs)) ** 0.5
-    with plotting.style():
-        figure = plotting.new_figure(3.8)
-        axes = figure.add_axes((0.09, 0.14, 0.88, 0.83))
-        axes.set(xscale="log", xlabel=f"work of {of}, MMAC", ylabel=ylabel)
-        axes.minorticks_off()
-        decades = [k * 10**n for n in range(6) for k in (1, 2, 5)]
-        ticks = [t for t in decades if min(costs) < t < max(costs)]
-        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        for name, (cost, scores) in points.items():
-            color = plotting.PALETTE["decoder" if name in highlight else "encoder"]
-            axes.plot([cost, cost], [min(scores), max(scores)], color=color)
-            axes.plot([cost], [sum(scores) / len(scores)], "o", color=color)
-            others = [(max(c / cost, cost / c), s) for c, s in points.values()]
-            nearest = sorted(others)[min(1, len(others) - 1)][1]
-            below = max(nearest) > max(scores)  # names keep clear of the neighbour
-            axes.annotate(
-                name,
-                (cost, sum(scores) / len(scores)),
-                xytext=(-6 if cost > middle else 6, -12 if below else 4),
-                textcoords="offset points",
-                ha="right" if cost > middle else "left",  # names stay inside
-                fontsize=9,
-            )
-        axes.margins(x=0.1, y=0.1)
-        return plotting.picture(figure, alt)
-
-
 # %% tags=["nbval-ignore-output"]
 encoder = ResNet18Encoder()
 classes = len(scenes.CLASSES)
@@ -131,8 +99,9 @@ earlier = {
 }
 work = {n: (measured(*at, "macs")[0] - base) / 1e6 for n, at in earlier.items()}
 known = {name: (work[name], measured(*at)) for name, at in earlier.items()}
-against_cost(
+plotting.show_tradeoff(
     known,
+    "work of the decoder, MMAC",
     "mIoU on unseen scenes, %",
     alt="Seven decoders: mIoU over their work. Many paths reach what the U-Net "
     "reaches, with far less work.",
@@ -966,16 +935,18 @@ for where in ("scenes", "streets"):
     )
 
 # %% [markdown]
-# (The three dearest decoders of smp are not in these records yet: DeepLabV3, UPerNet and UnetPlusPlus, each with
-# more than 11 GMAC.)
+# On scenes, the worst seed of the book decoder is more than a point and a half above the best seed of any peer with
+# three seeds. Only the two PSPNets take less work, and they are more than ten points behind. At Linknet's work, with
+# less than half of its weights, it gains more than five points on Linknet. One peer is at least level with it, as far as
+# its single seed tells: `UnetPlusPlus`, for six times the work and more than four times the time. (The other two dear ones,
+# `DeepLabV3` and `UPerNet`, have one seed and none.)
 #
-# On scenes, the worst seed of the book decoder is more than a point and a half above the best seed of any peer.
-# Only the two PSPNets take less work, and they are more than ten points behind. At Linknet's work, with less than
-# half of its weights, it gains more than five points on Linknet. On streets it is again above Linknet by more than
-# two, and level with its big relative of chapter 05: whether it is a little better than that, these seeds cannot
-# tell. smp's `Unet`, with one seed there so far, is below it for twice the work. Nobody dominates it, by work or by
-# time: for one image on one thread of a CPU, encoder and decoder take less than a quarter longer than the encoder
-# alone.
+# On streets its mean is more than a point above that of any peer. The nearest is smp's `Segformer`, for half as much work
+# again; its best seed just reaches the book decoder's worst. Linknet is more than three points behind. With its big
+# relative of chapter 05 it is level: which of the two is better there, these seeds cannot tell.
+#
+# Nobody dominates it, by work or by time: for one image on one thread of a CPU, encoder and decoder take less than a
+# quarter longer than the encoder alone. Chapter 13 has all decoders, other scores than mIoU, and reasons for doubt.
 
 # %%
 encoder.cpu()  # fit may have taken it to a GPU
@@ -984,23 +955,37 @@ total = count_macs(street_model, torch.zeros(1, 3, 192, 256))
 linknet = costs["smp Linknet"]
 assert total == costs["book decoder"]["macs"] < linknet["macs"] < 1.99e9
 assert count_parameters(street_model.decoder) < 0.5 * linknet["parameters"]
-missing = [w for w in costs if w.startswith("smp ") and w not in peers]
-assert len(missing) == 3 and min(map(work_of, missing)) > 11e3
 assert latency("book decoder") < 1.25
 for where in ("scenes", "streets"):
     for cost in (work_of, latency):
         assert not dominating(where, "book decoder", cost)
+
+# %%
 own = scores("scenes", "book decoder")
-assert all(margin(own, scores("scenes", peer)) > 1.5 for peer in peers)
+thrice = [peer for peer in peers if len(scores("scenes", peer)) == 3]
+assert all(margin(own, scores("scenes", peer)) > 1.5 for peer in thrice)
 cheaper = [peer for peer in peers if work_of(peer) < work_of("book decoder")]
 assert all("PSPNet" in peer for peer in cheaper) and len(cheaper) == 2
 assert all(margin(own, scores("scenes", peer)) > 10 for peer in cheaper)
 assert margin(own, scores("scenes", "smp Linknet")) > 5
+dear = [what for what in costs if "smp " in what and work_of(what) > 11e3]
+assert len(dear) == 3 and {*peers} - {*thrice} == {*dear} - {"smp UPerNet"}
+twice = "smp UnetPlusPlus"
+assert mean(scores("scenes", twice)) > mean(own) - 1
+assert work_of(twice) > 6 * work_of("book decoder")
+assert latency(twice) > 4 * latency("book decoder")
+
+# %%
 own = scores("streets", "book decoder")
-assert margin(own, scores("streets", "smp Linknet")) > 2
-assert abs(mean(own) - mean(scores("streets", "U-Net"))) < 1.5
-assert work_of("smp Unet") > 2 * work_of("book decoder")
-assert max(scores("streets", "smp Unet")) < max(own)
+rivals = {
+    peer: scores("streets", peer) for peer in peers if scores("streets", peer)
+}
+assert all(mean(own) - mean(found) > 1 for found in rivals.values())
+nearest = max(rivals, key=lambda peer: mean(rivals[peer]))
+assert nearest == "smp Segformer" and abs(max(rivals[nearest]) - min(own)) < 0.2
+assert 1.5 < work_of(nearest) / work_of("book decoder") < 1.6
+assert margin(own, rivals["smp Linknet"]) > 3
+assert abs(mean(own) - mean(scores("streets", "U-Net"))) < 1
 
 # %% [markdown]
 # ## Limits
