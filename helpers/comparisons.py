@@ -64,8 +64,11 @@ def show_tradeoff(
         for name in names
     }
     with style():
-        figure = new_figure(3.2 + 0.11 * len(points))
-        axes = figure.add_axes((0.11, 0.1, 0.87, 0.83 if "" not in groups else 0.88))
+        height = 3.2 + 0.11 * len(points)
+        above = 0.12 if "" in groups else 0.4  # inches; a legend needs more
+        axes_height = 1 - (0.57 + above) / height
+        figure = new_figure(height)
+        axes = figure.add_axes((0.11, 0.57 / height, 0.87, axes_height))
         axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
         middles, bars, said = {}, [], {}
         for name, (cost, scores) in points.items():

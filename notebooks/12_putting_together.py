@@ -51,6 +51,8 @@ print(f"torch {torch.__version__} on {device}")
 # - measured: each part taken away, the peers from a well-known library beside it, and what is left open.
 
 # %%
+from textwrap import fill
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -901,7 +903,7 @@ for where in ("scenes", "streets"):
     counted = {n: len(scores(where, n)) for n in ("book decoder", "U-Net", *peers)}
     for count in sorted(set(counted.values()) - {0}, reverse=True):
         names = [n.removeprefix("smp ") for n in counted if counted[n] == count]
-        print(f"{where}, {count} of 3 seeds: {', '.join(names)}")
+        print(fill(f"{where}, {count} of 3 seeds: {', '.join(names)}", 66))
 
 
 def dominating(where, what, cost=work_of):

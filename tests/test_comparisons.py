@@ -85,6 +85,18 @@ def test_names_stand_inside_and_hardly_cover_each_other(drawn, seed):
     assert covered < 0.02 * area
 
 
+@pytest.mark.parametrize("count", [1, 24])
+def test_the_words_at_the_axes_are_not_cut(drawn, count):
+    show_tradeoff(many(count), "work, gjpqy", "score", alt=ALT, groups={"all": list(many(count))})
+    (figure,) = drawn
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    for words in (figure.axes[0].xaxis.label, figure.axes[0].yaxis.label, figure.legends[0]):
+        box = words.get_window_extent(renderer)
+        assert min(box.x0, box.y0) >= 0
+        assert box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1
+
+
 def test_groups_have_colours_and_only_the_front_is_full(drawn):
     given = {"a": (1.0, 1.0), "b": (2.0, 3.0), "c": (3.0, 2.0)}
     groups = {"ours": ["a", "b"], "theirs": ["c"]}
