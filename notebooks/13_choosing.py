@@ -344,12 +344,13 @@ plotting.show_ranks(
 def turns(a, b, where="scenes"):
     """Does the order of the two change with the seed?"""
     one, other = by_seed(where, a), by_seed(where, b)
-    return len({one[seed] > other[seed] for seed in one}) == 2
+    gaps = [one[seed] - other[seed] for seed in one]
+    return min(gaps) < 0 < max(gaps)
 
 
 pairs = list(combinations(judged["scenes"], 2))
 orders = [sorted(board, key=board.get) for board in boards.values()]
-close = {frozenset(pair) for order in orders for pair in pairwise(order)}
+close = {tuple(sorted(pair)) for order in orders for pair in pairwise(order)}
 torn, next_to = ([pair for pair in each if turns(*pair)] for each in (pairs, close))
 print(f"{len(torn)} of {len(pairs)} pairs change their order,")
 print(f"{len(next_to)} of {len(close)} pairs of neighbours")
