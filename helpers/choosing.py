@@ -627,8 +627,7 @@ def _code(bridge: Bridge, out: str, own_input: str, tuned: bool) -> str:
     channels = {"mask": 1 if bridge.name == "PointingDecoder" else 7, "image": 3}.get(out, 64)
     for name, text in {"query": query, "mapper": mapper, "channels": str(channels)}.items():
         lines = lines.replace(f"{{{name}}}", text)
-    parts = ["ResNet18Encoder", "Segmenter", "ShortEncoder", "normalize"]
-    parts = [name for name in parts if name in lines or name not in parts[1:3]]
+    parts = [name for name in ("Segmenter", "ShortEncoder") if f"{name}(" in lines]
     return "\n".join(
         [
             "import torch",
@@ -636,7 +635,7 @@ def _code(bridge: Bridge, out: str, own_input: str, tuned: bool) -> str:
                 f"from helpers.bridges.{module} import {', '.join(sorted(imports[module]))}"
                 for module in sorted(imports)
             ),
-            f"from helpers.encoder import {', '.join(parts)}",
+            f"from helpers.encoder import {', '.join(['ResNet18Encoder', *parts, 'normalize'])}",
             "",
             f"encoder = ResNet18Encoder({'frozen=False' if tuned else ''})",
             "images = torch.rand(2, 3, 180, 240)  # yours: RGB, values in 0…1",

@@ -55,6 +55,8 @@ def show_tradeoff(
     unknown = {*front, *(name for names in groups.values() for name in names)} - set(points)
     if not points or unknown:
         raise ValueError(f"Expected points, one a name; there are none for {unknown or 'any'}.")
+    if len(groups) > len(COLORS):
+        raise ValueError(f"Expected at most {len(COLORS)} groups, one a colour; got {len(groups)}.")
     wrong = {name: cost for name, (cost, _) in points.items() if not cost > 0}
     if wrong:
         raise ValueError(f"Expected costs above zero, which a logarithm needs; got {wrong}.")

@@ -138,6 +138,7 @@ def test_a_name_that_stands_away_has_a_line_to_its_point(drawn):
         ({}, {}, "Expected points"),
         ({"a": (0.0, 1.0)}, {}, "above zero"),
         ({"a": (1.0, 1.0)}, {"front": ["b"]}, "none for {'b'}"),
+        ({"a": (1.0, 1.0)}, {"groups": {str(k): ["a"] for k in range(5)}}, "at most 4 groups"),
         ({"a": (1.0, 1.0)}, {"groups": {"ours": ["b"]}}, "none for {'b'}"),
     ],
 )
