@@ -644,8 +644,8 @@ for name, (where, key) in columns.items():
 # In eight of the nine columns the default is first or cannot be told from the first. Nobody else comes near that, and
 # yet:
 #
-# - *Outlines of drawn things* are sharper with the image beside the features. On streets the same decoder is far behind
-#   at thin things: what it had learnt from clean colours does not carry over to photographs.
+# - *Outlines of drawn things* are sharper with the image beside the features. On streets the same kind of decoder
+#   is far behind at thin things, though it learnt on streets.
 # - *Small things*: chapter 05's U-Net is level.
 # - *Large things*: smp's `DeepLabV3Plus` and `FPN` are ahead on average, and many cannot be told from them. If
 #   sky, buildings and road are all you need, take the cheapest of those named above.
