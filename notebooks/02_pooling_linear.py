@@ -868,7 +868,7 @@ assert margin("scenes", "map", "grid 4×4") > 5
 
 # %% [markdown]
 # From 4 to 256 numbers little is gained: this decoder gets no more from the average. 256 numbers from
-# 2 × 2 cells are worth 3 points more; from 4 × 4 cells hardly more than that. And 5 points are still
+# 2 × 2 cells are worth more than 3 points; from 4 × 4 cells hardly more than that. And more than 5 points are still
 # missing to the map, though on scenes those 4 × 4 cells *are* `c5`. Two things stand between them: 8,192
 # numbers had to fit into 256, and a linear layer must learn for every cell anew what a star looks like,
 # where a convolution learns it once. Which of the two costs more, we have not measured.

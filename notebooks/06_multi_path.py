@@ -954,8 +954,8 @@ assert lost[scenes.CLASSES.index("disc"), 4] == lost[:, 4].max()
 #   epochs were set once, for all variants alike.
 # - A muted path says its average. The mask that remains shows what this network listens to. It is no proof
 #   of what a level knows.
-# - No path sees a neighbour: all convolutions but the FPN's are 1×1. What a 3×3 adds is in chapters 03 and
-#   05.
+# - No path sees a neighbour: all convolutions but the FPN's are 1×1. What a 3×3 adds is in chapter 03 and, on the grid
+#   of `c1`, in chapter 12.
 # - The paths end on the grid of `c1`, at half the image's resolution. Chapter 08 looks at the last step up.
 #
 # ## Exercises

@@ -1135,7 +1135,7 @@ plotting.show_bars(
 plotting.show_bars(
     {n: measured(on_streets, n) for n in ("c3", "c3, PPM unpooled", "c3, PPM")},
     ylabel="mIoU on unseen streets, %",
-    alt="mIoU on streets: c3 alone, with the unpooled control, and with PPM.",
+    alt="mIoU on streets: without context, with the unpooled control, with PPM.",
 )
 
 # %%
@@ -1307,7 +1307,8 @@ check_window(window_solution)
 # - For masks, spread the means over the map; a vector beside the image has lost where.
 # - No BatchNorm on a 1×1 map, nor right behind it: GroupNorm or none, then a ReLU. Keep rates below the
 #   map's side.
-# - Context helps the large things most. Compare it with as many weights without it.
+# - Context helps the large things most, where the decoder lacks it: on `c3`. On `c5`, or in a decoder that reads all
+#   five maps (chapter 12), it brought nothing. Compare it with as many weights without it.
 #
 # | shape contract | |
 # |---|---|

@@ -102,7 +102,8 @@ for height, width in [(256, 256), (180, 240)]:
 
 # %% [markdown]
 # In the second table `c3`, `c4` and `c5` come back too large, because the encoder rounds up. What is too much
-# lies at the lower and right rim. So: enlarge, then **cut**, and the rest stays where it belongs.
+# lies at the lower and right rim. So: enlarge, then **cut**, and nothing is squeezed. (Whether it then lies where it
+# belongs is another question: *half a pixel*, below.)
 #
 # ## The obvious attempt, and what it does wrong
 #
@@ -918,7 +919,7 @@ if epochs == 8:  # longer runs end elsewhere
 
 # %% [markdown]
 # Read three things, one at a time, in the short run stored here. *Sharpness*: the transposed decoder's edges are narrower than the bilinear
-# one's. *Place*: the middle of an edge that was found is hardly nearer to the true one than chance would have it, in
+# one's. *Place*: the middle of an edge that was found is no nearer to the true one than chance would have it, in
 # all three: with one position in 16 pixels that is no surprise. *Masks*: the same transposed decoder has the
 # highest loss, and the lowest mIoU by more than two points. Do more scenes, more training and more seeds say so, too?
 # %% [markdown]
@@ -1127,8 +1128,8 @@ assert min(margin("bilinear", what) for what in longer) > 4
 # At the short budget the two are equal within a point on average, although the five steps have the higher
 # training loss: they have not learned yet what they could. After 18 epochs they are ahead, by more than a point in
 # every seed, with four times the weights. But four steps from `c4` score more than 4 points better than that, after 6:
-# in these runs the start matters more than the climb. (No widths here: from `c5`, fewer than 20 % of the edges are
-# found.)
+# in these runs it matters more which map you climb from than how. (No widths here: from `c5`, fewer than 20 % of the
+# edges are found.)
 #
 # **What does the image add?** The same decoder beside the image, and beside zeros in its place; each with one 3×3
 # where the two meet, and with two:
@@ -1172,7 +1173,9 @@ assert max(ahead("image hidden, two layers", "image hidden")) < 0
 # more than 12 points at the rims and more than 6 of mIoU, and for the first time in this chapter the middles of
 # the edges lie much nearer than by chance. In seed 0 it has not, and its training loss stayed the highest. The depth
 # alone, beside zeros, brings none of this. (The U-Net of chapter 05, whose skips hand over what the *encoder* has
-# made of the image, scores 4 points more still. Chapter 09 asks how image and features should meet.)
+# made of the image, scores 4 points more still. Chapter 09 asks how image and features should meet. And chapter 13
+# trained the two layers for 12 epochs on scenes, and there all three seeds learnt to look; on streets their decoder is
+# among the last.)
 #
 # **Three channels, and a ReLU?** The advice of the beginning, taken apart: 16 channels beside the image, or 3; with a
 # ReLU before they meet, or without.
@@ -1225,8 +1228,8 @@ assert min(ahead(unets[1], unets[0], "boundary_miou")) > 1.5
 #
 # - All but the U-Nets read a single map, so that the way up is all there is. A U-Net ends on the grid of `c1`, and
 #   its last factor of 2 is a bilinear resize, whatever its steps are.
-# - Only four decoders were trained on streets, none of them beside the image, and those streets are one drive in
-#   one town by daylight.
+# - Only four decoders were trained on streets for this chapter, none of them beside the image (chapter 13 has one), and
+#   those streets are one drive in one town by daylight.
 # - The ways up have the same widths, not the same number of weights: 9 (resize), 16 (transposed) and 36
 #   (shuffle) for each pair of channels. The two wider controls have as many weights, and more work.
 # - Learning rate and epochs were set once, for all alike: 300 steps on scenes. Only the climbs from `c5` were
@@ -1424,13 +1427,18 @@ check_three(three_names_solution)
 # In your own project:
 #
 # ```python
+# from torch import nn
+#
 # from helpers.bridges.upsampling import BesideImageDecoder, EvenTransposedConv
 # from helpers.encoder import ResNet18Encoder, Segmenter
 #
 # encoder = ResNet18Encoder()
-# model = Segmenter(encoder, BesideImageDecoder(encoder.out_channels, out_channels=7))
+# decoder = BesideImageDecoder(encoder.out_channels, out_channels=7)
+# second = nn.Conv2d(16, 16, 3, padding=1, bias=False)  # one 3×3 beside the image is not enough
+# decoder.mix = nn.Sequential(decoder.mix, nn.BatchNorm2d(16), nn.ReLU(), second)
+# model = Segmenter(encoder, decoder)
 #
-# # or inside a decoder of your own: x [B, 48, h, w]
+# # or in a decoder of your own, if it has no skips: x [B, 48, h, w]
 # up = EvenTransposedConv(in_channels=48, out_channels=32, factor=2)
 # x = up(x)  # [B, 32, 2h, 2w]
 # ```

@@ -1365,13 +1365,17 @@ check_watchman(watchman_solution)
 # In your own project:
 #
 # ```python
-# from helpers.bridges.conditional_concat import ConditionalDecoder, mask_report
+# from helpers.bridges.conditional_concat import Concat, ConditionalDecoder, mask_report
 # from helpers.encoder import ResNet18Encoder, Segmenter, normalize
 # from helpers.training import fit
 #
 # encoder = ResNet18Encoder()
-# model = Segmenter(encoder, ConditionalDecoder(encoder.out_channels, out_channels=7))
+# decoder = ConditionalDecoder(encoder.out_channels, out_channels=7, join=Concat)
+# model = Segmenter(encoder, decoder)
 # history = fit(model, train, epochs=20)  # pairs of image [3, H, W] and mask [H, W]
-# features = model.decoder.coarse(encoder(normalize(images)))
-# print(mask_report(model.decoder.join.mask(features, images.shape[-2:])))
+#
+# # with a mask, join=SoftConcat: look at it, then fix it
+# model.cpu().eval()  # fit may have taken it to a GPU
+# features = decoder.coarse(encoder(normalize(images)))
+# print(mask_report(decoder.join.mask(features, images.shape[-2:])))
 # ```

@@ -430,6 +430,20 @@ def _kinds(outputs: list[nbformat.NotebookNode]) -> list[str]:
     return [output.get("ename") or output.get("text", "") for output in outputs]
 
 
+def test_the_chapters_show_what_is_explained_today() -> None:
+    """Where a cell's traceback may differ, its explanation must not be an old one."""
+    shown = 0
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        for cell in nbformat.read(path, as_version=4).cells:
+            outputs = cell.get("outputs", [])
+            message = next((o.evalue for o in outputs if o.output_type == "error"), None)
+            for text in (o.get("text", "") for o in outputs):
+                if message and "Read on: " in text:
+                    assert text.strip().endswith(explain(message)), path.name
+                    shown += 1
+    assert shown > 15
+
+
 # --- the page
 
 
