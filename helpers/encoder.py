@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ STAGES = {"relu": "c1", "layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4"
 SMALLEST_SIDE = 32
 ROUNDING = 1e-3  # resizing leaves values a hair outside of 0…1
 
+Traced = TypeVar("Traced", bound=nn.Module)
 BUNDLED = Path(__file__).parent / "weights" / "resnet18-tiny-imagenet-fp16.safetensors"
 BUNDLED_SHA256 = "133856db24499d085981c37b1ee451665c0ae951568ecb853b07c83cb87f5656"
 
@@ -88,13 +89,7 @@ class ResNet18Encoder(nn.Module):
         return super().train(mode and not self.frozen)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ResNet18Encoder:
-        # A traced module is copied by tracing again, and then wakes up in training mode.
-        copied = type(self).__new__(type(self))
-        memo[id(self)] = copied
-        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
-        for old, new in zip(self.modules(), copied.modules(), strict=True):
-            new.training = old.training
-        return copied
+        return _copied(self, memo)
 
 
 class ShortEncoder(nn.Module):
@@ -126,6 +121,19 @@ class ShortEncoder(nn.Module):
         """Switch between training and evaluation; a frozen encoder stays in evaluation."""
         return super().train(mode and not self.frozen)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> ShortEncoder:
+        return _copied(self, memo)
+
+
+def _copied(module: Traced, memo: dict[int, Any]) -> Traced:
+    """Copy deeply what is traced: that traces again, and would wake up in training mode."""
+    copied = type(module).__new__(type(module))
+    memo[id(module)] = copied
+    copied.__dict__ = copy.deepcopy(module.__dict__, memo)
+    for old, new in zip(module.modules(), copied.modules(), strict=True):
+        new.training = old.training
+    return copied
+
 
 class Segmenter(nn.Module):
     """An encoder and a decoder, joined: images in, one value per pixel and channel out.
@@ -143,7 +151,8 @@ class Segmenter(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        parameters = inspect.signature(decoder.forward).parameters
+        written = getattr(decoder, "_orig_mod", decoder)  # what torch.compile has wrapped
+        parameters = inspect.signature(written.forward).parameters
         self.takes_image = "image" in parameters
         self.takes_query = "query" in parameters
 

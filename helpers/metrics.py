@@ -94,7 +94,7 @@ class SegmentationLoss(nn.Module):
         self.ignore_index, self.dice = ignore_index, dice
 
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
-        logits = logits.float()
+        logits, masks = logits.float(), _indices(masks)
         loss: Tensor = self.cross_entropy(logits, masks)
         return loss + self.dice * dice_loss(logits, masks, self.ignore_index) if self.dice else loss
 
@@ -104,6 +104,7 @@ def dice_loss(logits: Tensor, masks: Tensor, ignore_index: int = NOTHING_IGNORED
 
     `logits` `[B, num_classes, H, W]`, `masks` `[B, H, W]`; 0 is perfect, 1 is nothing found.
     """
+    masks = _indices(masks)
     valid = (masks != ignore_index)[:, None]
     probabilities = logits.softmax(1) * valid
     wanted = F.one_hot(masks.where(valid[:, 0], 0), logits.shape[1]).movedim(-1, 1) * valid
@@ -112,6 +113,11 @@ def dice_loss(logits: Tensor, masks: Tensor, ignore_index: int = NOTHING_IGNORED
     )
     present = pixels > 0
     return 1 - (2 * overlap[present] / total[present]).mean()
+
+
+def _indices(masks: Tensor) -> Tensor:
+    """Return integers of any kind as int64, the only kind that cross-entropy takes."""
+    return masks if masks.is_floating_point() else masks.long()
 
 
 def class_weights(
@@ -124,6 +130,7 @@ def class_weights(
     """
     pixels = torch.zeros(num_classes)
     for mask in masks:
-        pixels += torch.bincount(mask[mask != ignore_index].flatten(), minlength=num_classes)
+        counted = mask[mask != ignore_index].flatten()
+        pixels += torch.bincount(counted, minlength=num_classes).cpu()
     weights = pixels.clamp(min=1).rsqrt()
     return weights / weights.mean()

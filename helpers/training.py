@@ -33,11 +33,13 @@ class History:
     """What a training went through, one value for each epoch.
 
     `loss` is the mean over the epoch; `miou` (per cent) that of the `validation` data where there
-    are some, else that of the training images as they passed. Empty for targets without classes.
+    are some (`validated`), else that of the training images as they passed. Empty for targets
+    without classes.
     """
 
     loss: list[float] = field(default_factory=list)
     miou: list[float] = field(default_factory=list)
+    validated: bool = False
 
     def plot(self, alt: str = "Loss and mIoU of each epoch of the training.") -> Picture:
         """Draw both, side by side, over the epochs."""
@@ -46,24 +48,28 @@ class History:
 
 def plot_histories(histories: Mapping[str, History], *, alt: str) -> Picture:
     """Draw loss and mIoU of several trainings of the same length, one line each."""
+    kinds = {history.validated for history in histories.values()}
+    of = "" if len(kinds) != 1 else " in validation" if True in kinds else " in training"
     panels = {
-        "loss": {name: history.loss for name, history in histories.items()},
-        "mIoU, %": {name: history.miou for name, history in histories.items()},
+        "loss in training": {name: history.loss for name, history in histories.items()},
+        f"mIoU{of}, %": {name: history.miou for name, history in histories.items()},
     }
     panels = {title: lines for title, lines in panels.items() if all(lines.values())}
     longest = max((len(history.loss) for history in histories.values()), default=0)
-    return charts.show_panels(panels, x=range(1, longest + 1), alt=alt)
+    return charts.show_panels(panels, x=range(1, longest + 1), xlabel="epoch", alt=alt)
 
 
-def budget(short: int, full: int) -> int:
+def budget(short: int, full: int, *, gpu: bool = True) -> int:
     """Return `full` on a GPU or where the environment says `BOOK_BUDGET=full`, else `short`.
 
-    For the number of epochs in a chapter: `short` ones are over in seconds on one CPU core.
+    For the number of epochs in a chapter: `short` ones are over in seconds on one CPU core. `gpu`
+    says whether the training moves to a GPU where there is one; `fit` does.
     """
     wanted = os.environ.get("BOOK_BUDGET", "")
     if wanted not in ("", "short", "full"):
         raise ValueError(f"Unknown BOOK_BUDGET {wanted!r}: expected short or full.")
-    return full if wanted == "full" or (not wanted and torch.cuda.is_available()) else short
+    there = gpu and torch.cuda.is_available()
+    return full if wanted == "full" or (not wanted and there) else short
 
 
 def fit(
@@ -101,7 +107,8 @@ def fit(
         checkpoint: a file that is written after each epoch.
         resume: a checkpoint to go on from; with the same settings, the weights end as they would
             have without the interruption (on a CPU, bit for bit).
-        after_epoch: called with the number of epochs done, for pictures on the way.
+        after_epoch: called with the number of epochs done, for pictures on the way; what it draws
+            from torch's random numbers does not change the training.
 
     Equal seeds give equal weights on one CPU; a GPU adds in no fixed order. Raises `ValueError`
     for data or settings that do not fit, and `FloatingPointError` when the loss is not finite.
@@ -130,6 +137,7 @@ def fit(
     )
     run = _Run(model, optimizer, schedule, precision.scaler, settings)
     history = History() if resume is None else run.load(resume)
+    history.validated = validation is not None
 
     done = len(history.loss)
     with tqdm(total=epochs * steps, initial=done * steps, unit="step") as bar:
@@ -162,7 +170,8 @@ def fit(
             if checkpoint is not None:
                 run.save(checkpoint, history)
             if after_epoch is not None:
-                after_epoch(epoch + 1)
+                with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+                    after_epoch(epoch + 1)
     return history
 
 

@@ -303,6 +303,28 @@ def test_what_a_short_encoder_feeds_can_be_trained() -> None:
     assert len(history.loss) == 2 and all(math.isfinite(loss) for loss in history.loss)
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_deep_copy_of_a_short_encoder_computes_the_same(frozen: bool) -> None:
+    short = ShortEncoder(ResNet18Encoder(weights=None, frozen=frozen), levels=3).eval()
+    twin = copy.deepcopy(short)
+    statistics = batch_norm(twin)
+    x = images(2, 3, 64, 64)
+    assert torch.equal(short(x).c3, twin(x).c3)
+    assert same(batch_norm(twin), statistics)
+    assert not any(part.training for part in twin.modules())
+
+
+@pytest.mark.parametrize("makes", [lambda m: m, lambda m: torch.compile(m, backend="eager")])
+def test_a_compiled_decoder_still_gets_the_image(makes) -> None:
+    class Beside(nn.Module):
+        def forward(self, pyramid: Pyramid, image: torch.Tensor) -> torch.Tensor:
+            return image
+
+    x = images(1, 3, 32, 48)
+    model = Segmenter(ResNet18Encoder(weights=None), makes(Beside()))
+    assert torch.equal(model(x), x)
+
+
 def test_state_dict_round_trip(tmp_path: Path) -> None:
     source, target = ResNet18Encoder(weights=None), ResNet18Encoder(weights=None)
     assert not same(source, target)

@@ -137,6 +137,14 @@ def test_dice_is_zero_for_the_masks_and_one_for_nothing_found() -> None:
     assert dice_loss(perfect.roll(1, dims=1), masks).item() == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int16])
+def test_masks_may_be_integers_of_any_kind(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    logits, masks = torch.randn(2, 5, 6, 7), torch.randint(5, (2, 6, 7))
+    loss = SegmentationLoss(4, dice=1.0)
+    assert torch.equal(loss(logits, masks.to(dtype)), loss(logits, masks))
+
+
 def test_the_loss_is_cross_entropy_with_dice_on_top() -> None:
     logits, masks = torch.randn(2, 4, 40, 56), blobs(6)
     masks[:, :7] = 255

@@ -473,6 +473,37 @@ def test_resuming_needs_a_checkpoint_that_is_whole(tmp_path: Path, checkpoint: P
         fit(model(), pairs(4), resume=cut, **options)
 
 
+def test_what_a_picture_on_the_way_draws_changes_nothing() -> None:
+    ends = []
+    for look in (None, lambda epoch: torch.rand(3)):
+        learner = model()
+        learner.decoder = nn.Sequential(learner.decoder, nn.Dropout2d(0.3))
+        fit(learner, pairs(4), epochs=3, batch_size=2, after_epoch=look)
+        ends.append(state(learner))
+    assert same(*ends)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "gpu", "there", "expected"),
+    [
+        ("", True, False, 3),
+        ("", True, True, 40),
+        ("", False, True, 3),  # what trains on the CPU all the same
+        ("full", False, False, 40),
+        ("short", True, True, 3),
+    ],
+)
+def test_a_budget_is_long_only_where_it_is_trained_fast(
+    wanted: str, gpu: bool, there: bool, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOOK_BUDGET", wanted)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert training.budget(3, 40, gpu=gpu) == expected
+    monkeypatch.setenv("BOOK_BUDGET", "long")
+    with pytest.raises(ValueError, match="'long': expected short or full"):
+        training.budget(3, 40)
+
+
 # --- What cannot be trained -----------------------------------------------------------------------
 
 
@@ -759,6 +790,8 @@ def test_the_history_holds_the_mean_loss_and_the_miou_of_what_was_seen() -> None
 @pytest.mark.parametrize("miou", [[], [20.0, 40.0]])
 def test_the_history_is_drawn_with_a_text(miou: list[float]) -> None:
     drawn = History([1.5, 0.7], miou).plot(alt="The loss falls.")
+    validated = History([1.5, 0.7], miou, validated=True).plot(alt="The loss falls.")
+    assert (drawn.png != validated.png) == bool(miou)  # it says on which images
     assert drawn.png.startswith(b"\x89PNG") and drawn.alt == "The loss falls."
     assert History([1.5], miou[:1]).plot().alt
 
