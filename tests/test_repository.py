@@ -1,5 +1,6 @@
 """What holds for the repository as a whole: pins, workflows, addresses, nothing of one machine."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -86,6 +87,32 @@ def test_nothing_of_one_machine_is_stored():
         for hit in places.findall(text)
     ]
     assert found == []
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(f"{'.' * node.level}{node.module or ''}")
+    return found
+
+
+def test_no_room_imports_from_one_that_it_must_not_know():
+    """Readers install `helpers` alone, and take a bridge with the encoder only."""
+    allowed = {"torch", *sys.stdlib_module_names}
+    for path in sorted((ROOT / "helpers").rglob("*.py")):
+        modules = imported(path)
+        firsts = {module.split(".")[0] for module in modules}
+        assert not firsts & {"experiments", "tools", "tests", "notebooks"}, path.name
+        if path.parent.name == "bridges":
+            ours = {module for module in modules if module.startswith(("helpers", "."))}
+            assert ours <= {"helpers.encoder"} and firsts - {"helpers"} <= allowed, path.name
+    for path in sorted((ROOT / "notebooks").glob("*.py")):
+        firsts = {module.split(".")[0] for module in imported(path)}
+        assert not firsts & {"experiments", "tools", "tests"}, path.name
 
 
 def test_no_file_is_too_large():
