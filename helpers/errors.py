@@ -289,14 +289,16 @@ F.cross_entropy(enlarged, masks)
     Row(
         slug="mask-rank",
         pattern=(
-            r"only batches of spatial targets supported"
+            r"(?:only batches of spatial targets supported"
             r"(?: \(3D tensors\) but got targets of dimension: (\d+))?"
+            r"|Expected floating point type for target with class probabilities)"
         ),
         title="The mask has a channel dimension",
         numbers="the mask has {1} dimensions; 3 are expected.",
         cause=(
             "Cross-entropy wants the index of the class at every pixel, `[B, H, W]`. A mask that "
-            "was read as an image has a channel more, `[B, 1, H, W]`."
+            "was read as an image has a channel more, `[B, 1, H, W]`; one channel for each class, "
+            "`[B, classes, H, W]`, is taken for probabilities."
         ),
         cure=(
             "Drop the channel with `masks[:, 0]`. A mask with one channel for each class becomes "
@@ -318,6 +320,107 @@ import torch.nn.functional as F
 logits = torch.rand(2, 7, 64, 96)
 masks = torch.zeros(2, 1, 64, 96, dtype=torch.long)
 F.cross_entropy(logits, masks[:, 0])
+""",
+    ),
+    Row(
+        slug="mask-dtype",
+        pattern=(
+            r"expected (?:target dtype to be Long or Byte|scalar type Long)"
+            r"(?:,? but (?:got|found) (\w+))?"
+        ),
+        title="The mask holds numbers of another type",
+        numbers="the mask is of type {1}; Long (int64) is expected.",
+        cause=(
+            "Cross-entropy wants the index of the class at every pixel, and an index is an "
+            "integer of type int64. A mask that was read like an image comes as uint8, and once it "
+            "was divided by 255 or resized with smoothing it is floating point, and spoilt."
+        ),
+        cure=(
+            "Convert with `masks.long()`, before anything divides or smooths it. Resize masks with "
+            '`mode="nearest"` only: between class 2 and class 4 there is no class 3.'
+        ),
+        chapter=Chapter("05", "unet", "my masks are blobs"),
+        example="""\
+import torch
+import torch.nn.functional as F
+
+logits = torch.rand(2, 7, 64, 96)
+masks = torch.zeros(2, 64, 96, dtype=torch.uint8)
+F.cross_entropy(logits, masks)
+""",
+        fixed="""\
+import torch
+import torch.nn.functional as F
+
+logits = torch.rand(2, 7, 64, 96)
+masks = torch.zeros(2, 64, 96, dtype=torch.uint8)
+F.cross_entropy(logits, masks.long())
+""",
+    ),
+    Row(
+        slug="mask-range",
+        pattern=r"(?:Target (-?\d+) is out of bounds|t >= 0 && t < n_classes)",
+        title="The mask names a class that the decoder does not have",
+        numbers="the mask holds a {1}.",
+        cause=(
+            "A decoder with `out_channels=7` has the classes 0 to 6. Masks often mark with 255 "
+            "what nobody labelled, and data sets that count from 1 end one higher. On a GPU the "
+            "same mistake fails an assertion on `n_classes`: `device-side assert triggered`."
+        ),
+        cure=(
+            "`masks.unique()` shows what is there. `ignore_index=255` leaves pixels out of the "
+            "loss (and out of the scores of `evaluate`). Where counting begins at 1, subtract 1."
+        ),
+        chapter=Chapter("05", "unet", "my masks are blobs"),
+        example="""\
+import torch
+import torch.nn.functional as F
+
+logits = torch.rand(2, 7, 64, 96)
+masks = torch.full((2, 64, 96), 255)
+masks[:, 20:40] = 3
+F.cross_entropy(logits, masks)
+""",
+        fixed="""\
+import torch
+import torch.nn.functional as F
+
+logits = torch.rand(2, 7, 64, 96)
+masks = torch.full((2, 64, 96), 255)
+masks[:, 20:40] = 3
+F.cross_entropy(logits, masks, ignore_index=255)
+""",
+    ),
+    Row(
+        slug="binary-size",
+        pattern=(
+            r"Target size(?: \(torch\.Size\(\[([\d, ]+)\]\)\))? must be the same as input size"
+            r"(?: \(torch\.Size\(\[([\d, ]+)\]\)\))?"
+        ),
+        title="Binary cross-entropy wants the mask in the shape of the logits",
+        numbers="the mask is [{1}], the logits are [{2}].",
+        cause=(
+            "For one class, *is it there or not*, logits `[B, 1, H, W]` are compared number by "
+            "number with the mask, which needs the channel, too, and floating point. "
+            "Cross-entropy over several classes is the other way round: no channel, and int64."
+        ),
+        cure="Give the mask its channel, `masks[:, None].float()`.",
+        chapter=Chapter("10", "input_mapping", "my decoder brings an input of its own"),
+        example="""\
+import torch
+import torch.nn.functional as F
+
+logits = torch.rand(2, 1, 64, 96)
+masks = torch.zeros(2, 64, 96, dtype=torch.long)
+F.binary_cross_entropy_with_logits(logits, masks)
+""",
+        fixed="""\
+import torch
+import torch.nn.functional as F
+
+logits = torch.rand(2, 1, 64, 96)
+masks = torch.zeros(2, 64, 96, dtype=torch.long)
+F.binary_cross_entropy_with_logits(logits, masks[:, None].float())
 """,
     ),
     Row(

@@ -81,6 +81,7 @@ def stack(one: int, other: int) -> torch.Tensor:
     return torch.cat([torch.rand(1, 2, one, one), torch.rand(1, 3, other, other)], dim=1)
 
 
+LOGITS = torch.rand(2, 7, 8, 9)
 VARIATIONS: list[tuple[str, Callable[[], object], tuple[str, ...]]] = [
     ("mat1-mat2", lambda: nn.Linear(6272, 256)(torch.rand(2, 8192)), ("8192", "6272")),
     ("mat1-mat2", lambda: nn.Linear(512, 5)(torch.rand(3, 512, 1, 1)), ("has 1 values", "512")),
@@ -106,6 +107,16 @@ VARIATIONS: list[tuple[str, Callable[[], object], tuple[str, ...]]] = [
     ("conv-channels", lambda: nn.ConvTranspose2d(64, 8, 2)(torch.rand(2, 32, 9, 9)), ("64", "32")),
     ("conv-channels", lambda: nn.Conv2d(64, 8, 1, groups=4)(torch.rand(2, 32, 9, 9)), ("64", "32")),
     ("view-size", lambda: torch.rand(3, 5).t().view(-1), ()),
+    ("mask-rank", lambda: F.cross_entropy(LOGITS, torch.zeros(2, 7, 8, 9).long()), ()),
+    ("mask-dtype", lambda: F.cross_entropy(LOGITS, torch.zeros(2, 8, 9)), ("type Float",)),
+    ("mask-dtype", lambda: F.cross_entropy(LOGITS, torch.zeros(2, 8, 9).int()), ("type Int",)),
+    ("mask-range", lambda: F.cross_entropy(LOGITS, torch.full((2, 8, 9), -1)), ("a -1.",)),
+    ("mask-range", lambda: F.cross_entropy(LOGITS, torch.full((2, 8, 9), 7)), ("a 7.",)),
+    (
+        "binary-size",
+        lambda: F.binary_cross_entropy_with_logits(LOGITS[:, :1], torch.rand(2, 8, 9)),
+        ("mask is [2, 8, 9]", "logits are [2, 1, 8, 9]"),
+    ),
     ("view-size", lambda: torch.rand(2, 3, 4, 4).permute(0, 2, 3, 1).view(2, -1), ()),
     (
         "one-value-per-channel",
@@ -159,6 +170,9 @@ def test_other_numbers_find_the_same_row_and_are_read(
         ("Sizes of tensors must match except in dimension 1.", "cat-sizes"),
         ("Given groups=1, weight of size [64, 3, 7, 7]", "conv-channels"),
         ("view size is not compatible", "view-size"),
+        ("RuntimeError: expected scalar type Long", "mask-dtype"),
+        ("Assertion `t >= 0 && t < n_classes` failed.\nCUDA error: device-side", "mask-range"),
+        ("ValueError: Target size must be the same as input size", "binary-size"),
         ("Expected more than 1 value per channel when training", "one-value-per-channel"),
         ("requested an output size of (18, 18)", "output-size"),
         ("pixel_shuffle expects its input's 'channel' dimension to be divisible", "pixel-shuffle"),
@@ -241,7 +255,6 @@ UNRELATED: dict[str, Callable[[], object]] = {
     "InstanceNorm": lambda: nn.InstanceNorm2d(8)(torch.rand(2, 8, 1, 1)),
     "kernel larger than the map": lambda: nn.Conv2d(8, 8, 3)(torch.rand(2, 8, 1, 1)),
     "rank of a convolution": lambda: nn.Conv2d(8, 8, 3)(torch.rand(8)),
-    "target out of range": lambda: F.cross_entropy(torch.rand(2, 3), torch.tensor([0, 7])),
     "state dict": lambda: nn.Linear(2, 3).load_state_dict({"weights": torch.rand(3, 2)}),
     "in-place on a leaf": in_place_on_a_leaf,
     "no gradient": lambda: torch.rand(3).sum().backward(),

@@ -27,7 +27,8 @@ INTRODUCTION = """\
 # What does this error mean?
 
 The errors that people hit when they put a decoder on a ResNet-18: why each of them comes and which
-line to change. Paste yours, or read on; every message below was raised by the lines under it.
+line to change. Paste yours, or read on; every message below was raised by the lines under it. What
+goes wrong [without a message](error-silent) is at the end.
 """
 
 BOX = """\
@@ -73,6 +74,28 @@ with explaining():
 ```
 """
 
+SILENT = """\
+(error-silent)=
+## No message, and still wrong
+
+| what you see | what it may be | chapter |
+|---|---|---|
+| fine in training, bad in evaluation | BatchNorm of a “frozen” encoder goes on drifting: neither `requires_grad = False` nor leaving it out of the optimiser stops it | [01](../notebooks/01_encoder.ipynb) |
+| pretrained, and hardly better than random | the images are not in 0…1, or were not normalised | [01](../notebooks/01_encoder.ipynb) |
+| memory grows with every pass; the maps are always those of the first image | hooks append to a list that nobody empties | [01](../notebooks/01_encoder.ipynb) |
+| a map that you kept changes afterwards | the next layer, a ReLU, works in place | [01](../notebooks/01_encoder.ipynb) |
+| the vector knows what is there and not where | it was averaged over all positions | [02](../notebooks/02_pooling_linear.ipynb) |
+| right shapes, and the decoder learns next to nothing | `view` or `reshape` where `transpose` was needed: channels and pixels are mixed | [03](../notebooks/03_conv_projection.ipynb) |
+| attention mixes images instead of positions | `batch_first=True` is missing | [04](../notebooks/04_attention.ipynb) |
+| masks are blobs | nothing finer than `c5` is read | [05](../notebooks/05_unet.ipynb) |
+| more layers change nothing | no activation between them: together they are one linear map | [05](../notebooks/05_unet.ipynb) |
+| mIoU depends on the batch size | it was averaged over batches; count over all images, as `evaluate` does | [05](../notebooks/05_unet.ipynb) |
+| a branch changes nothing | its gate or mask is stuck, or carries nothing: fix it at its mean, and compare | [09](../notebooks/09_conditional_concat.ipynb) |
+| a checkerboard in the output | the kernel of a transposed convolution is no multiple of its stride, or it started unevenly | [08](../notebooks/08_upsampling.ipynb) |
+| masks lie beside their things, the more the nearer to the rims | `align_corners=True` | [08](../notebooks/08_upsampling.ipynb) |
+| every word of a sentence is known in training, none is right alone | the decoder sees the word that it has to say | [11](../notebooks/11_sequences.ipynb) |
+"""  # noqa: E501
+
 SECTION = """\
 (error-{slug})=
 ## {title}
@@ -111,7 +134,8 @@ def make_page() -> str:
     """Return the page as MyST Markdown; runs every example, and raises if one does not fail."""
     # "</script>" in a text would end the block early.
     data = json.dumps(index_data(), ensure_ascii=False).replace("<", "\\u003c")
-    return "\n".join([INTRODUCTION, BOX.replace("DATA", data), IN_CODE, *map(_section, ROWS)])
+    start = [INTRODUCTION, BOX.replace("DATA", data), IN_CODE]
+    return "\n".join([*start, *map(_section, ROWS), SILENT])
 
 
 def index_data() -> dict[str, object]:
