@@ -100,16 +100,17 @@ def show_bars(
             if len(values) > 1:
                 across = place + np.linspace(-0.14, 0.14, len(values))
                 points = (values, across) if lying else (across, values)
-                axes.plot(*points, "o", ms=4.8, mfc=PAPER, mec=INK, mew=0.9, zorder=3)
-            end = tops[place] + 0.02 * span
+                look: dict[str, Any] = {"ms": 4.8, "mfc": PAPER, "mec": INK, "mew": 0.9}
+                axes.plot(*points, "o", zorder=3, clip_on=False, **look)
+            falls = values.max() <= 0 and means[place] < 0
+            end = values.min() - 0.02 * span if falls else tops[place] + 0.02 * span
             x, y = (end, place) if lying else (place, end)
-            side: dict[str, Any] = (
-                {"ha": "left", "va": "center"} if lying else {"ha": "center", "va": "bottom"}
-            )
-            text = written(means[place], digits)
-            axes.text(x, y, text, fontweight="bold", fontsize=10.5, **side)
-        start = least - 0.06 * span if least < 0 else 0  # room for the whole point
-        (axes.set_xlim if lying else axes.set_ylim)(start, max(tops) + 0.12 * span)
+            side: dict[str, Any] = {"ha": "center", "va": "top" if falls else "bottom"}
+            if lying:
+                side = {"ha": "right" if falls else "left", "va": "center"}
+            axes.text(x, y, written(means[place], digits), fontweight="bold", fontsize=10.5, **side)
+        low = least - (0.2 if lying else 0.14) * span if least < 0 else 0  # room for the number
+        (axes.set_xlim if lying else axes.set_ylim)(low, max(tops) + 0.12 * span)
         return picture(figure, alt)
 
 
@@ -137,25 +138,28 @@ def _standing(names: Collection[str], label: str) -> tuple[Figure, Axes]:
 
 
 def show_panels(
-    panels: Mapping[str, Mapping[str, ArrayLike]], *, x: Sequence[Any], alt: str
+    panels: Mapping[str, Mapping[str, ArrayLike]], *, x: Sequence[Any], alt: str, xlabel: str = ""
 ) -> Picture:
     """Draw a few small charts side by side, each with the same lines over the same positions.
 
     `panels` maps a panel's title to its lines, as in `show_curves`; `x` names the positions, or
-    gives them as integers. Each panel has a vertical axis of its own. Raises `ValueError` where
-    panels have different lines.
+    gives them as integers, and `xlabel` says of what. Each panel has a vertical axis of its own.
+    Raises `ValueError` where panels have different lines.
     """
     check_alt(alt)
     names = [list(curves) for curves in panels.values()]
     if not names or any(other != names[0] for other in names):
         raise ValueError(f"Expected at least one panel, all with the same lines; got {names}.")
     with style():
-        figure = new_figure(3.1)
+        height = 3.1 + (0.25 if xlabel else 0)  # inches
+        figure = new_figure(height)
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
-        beyond = 0.007 * max(0, len(str(x[-1])) - 2)  # half of the last name, past its position
-        figure.subplots_adjust(left=0.065, right=0.985 - beyond, top=0.87, bottom=0.24, wspace=0.3)
+        right = 0.985 - 0.007 * max(0, len(str(x[-1])) - 2)  # half of the last name is beyond
+        bottom, top = (height - 2.35) / height, 1 - 0.4 / height
+        figure.subplots_adjust(left=0.08, right=right, top=top, bottom=bottom, wspace=0.3)
         for axes, (title, curves) in zip(grid, panels.items(), strict=True):
             axes.set_title(title, fontsize=10.5, loc="left")
+            axes.set_xlabel(xlabel)
             for (name, values), color, dash in zip(
                 curves.items(), _cycle(len(curves)), DASHES * len(curves), strict=False
             ):
@@ -211,15 +215,15 @@ def show_matrix(
         for (row, column), value in np.ndenumerate(array):
             strong = abs(value) > 0.75 * most
             color, weight = (PAPER, "bold") if strong else (INK, "normal")
-            text = written(value, digits).replace("-", "−")
+            text = written(value, digits)
             axes.text(column, row, text, ha="center", va="center", color=color, fontweight=weight)
         return picture(figure, alt)
 
 
 def written(value: float, digits: int) -> str:
-    """Return the rounded number as text; what rounds to zero has no sign."""
+    """Return the rounded number as text, with a true minus; what rounds to zero has no sign."""
     text = f"{value:.{digits}f}"
-    return text if float(text) else text.removeprefix("-")
+    return text.replace("-", "−") if float(text) else text.removeprefix("-")
 
 
 def _seeds(name: str, values: ArrayLike) -> NDArray[np.float64]:

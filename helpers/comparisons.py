@@ -97,10 +97,10 @@ def show_tradeoff(
 
 
 def _readable_ticks(axes: Axes, costs: list[float]) -> None:
-    low, high = min(costs), max(costs)
-    steps = (1, 1.5, 2, 3, 5, 7) if high / low < 20 else (1, 2, 5)
+    steps = (1, 1.5, 2, 3, 5, 7) if max(costs) / min(costs) < 20 else (1, 2, 5)
     ticks = [step * 10.0**n for n in range(-4, 9) for step in steps]
-    ticks = [tick for tick in ticks if low * 0.98 <= tick <= high * 1.02]
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in ticks if low <= tick <= high]
     axes.minorticks_off()
     axes.set_xticks(ticks, [f"{tick:,.10g}" for tick in ticks])
 

@@ -564,8 +564,8 @@ plotting.show_images(
 # %% [markdown]
 # Above five scenes that training never saw, below them what was painted from the vector, and last
 # what was painted from the map. From the vector comes nearly the same sheet each time, a little
-# lighter or darker, warmer or colder. From the map come patches of colour, in their places. Now the
-# masks:
+# lighter or darker, warmer or colder. From the map come blurred patches, now and then of the right colour and
+# near the right place. Now the masks:
 
 # %% tags=["nbval-ignore-output"]
 plotting.show_masks(
@@ -938,11 +938,12 @@ assert lost.min() > 0 and lost.max() < 4
 pools = ("average", "GeM", "max", "grid 4×4")
 plotting.show_panels(
     {
-        "area under the curve, %, by radius in pixels": {
+        "area under the curve, %": {
             what: 100 * told("presence", what)[:, :4] for what in pools
         }
     },
     x=["4 to 8", "8 to 16", "16 to 32", "above 32"],
+    xlabel="radius of the largest such shape, pixels",
     alt="All poolings lie close together; large shapes are recognised far better.",
 )
 
@@ -988,7 +989,8 @@ plotting.show_bars(
     {kind: shared(kind, "color") for kind in kinds},
     ylabel="distance of the mean colours, grey levels",
     highlight="average",
-    alt="Neighbours by vector are much nearer in colour than any other scene.",
+    alt="Neighbours by vector are nearer in colour than scenes at random, though "
+    "not as near as the nearest tint.",
 )
 
 # %%
@@ -999,7 +1001,7 @@ for kind in ("average", "GeM", "max"):
 
 # %% [markdown]
 # (*Nearest tint* looks for the same direction of the mean colour.) Neighbours by the vector share more shapes than
-# any other scene does, by 3 points and more, not by many. Their mean colours are a quarter nearer at
+# scenes at random do, by 3 points and more, not by many. Their mean colours are a quarter nearer at
 # least, though nobody asked for colour: *similar*, for a pooled vector, is also *looks alike as a whole*.
 
 # %% [markdown]

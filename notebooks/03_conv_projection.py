@@ -377,8 +377,8 @@ for way, (start, end) in ways.items():
 # first. The rule is: **project on the smaller of the two grids.**
 #
 # MACs leave out the resizing itself. `python -m experiments.conv_projection_order` lets both orders take
-# turns on one CPU core, three seeds, and records how many times longer resizing first takes. The
-# last entry is a whole decoder, the one that you build below:
+# turns on one CPU core, three seeds, and records how many times longer resizing first takes. The bars are for
+# single steps, the line below them for a whole decoder, the one that you build below:
 
 # %%
 timings = records.load("conv_projection_order")
@@ -398,7 +398,7 @@ plotting.show_bars(
         for what in ("c3 to c2's grid", "c4 to c2's grid", "c5 to c2's grid")
         for name, key, most in [("by MACs", "macs", 1), ("measured", "latency", 3)]
     },
-    ylabel="times the work if resized first",
+    ylabel="times the work, or the time, if resized first",
     alt="The coarser the map, the more it costs to resize first.",
 )
 

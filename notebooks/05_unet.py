@@ -305,8 +305,8 @@ plotting.pyramid_diagram(
 )
 
 # %% [markdown]
-# (Nobody has trained it yet, so the mask at its end is noise.) And fault one? The decoder's logits still
-# lie on `c1`'s grid. `Segmenter` takes them to the image's size, bilinearly, and the loss compares them
+# (Nobody has trained it yet, so the classes of the mask at its end mean nothing. The outline of the star is there all
+# the same: the skips bring it.) And fault one? The decoder's logits still lie on `c1`'s grid. `Segmenter` takes them to the image's size, bilinearly, and the loss compares them
 # *there*, with the full mask. (Chapter 08 looks at other ways to make this last step.) Any size goes:
 
 # %%
@@ -384,8 +384,20 @@ class Without(nn.Module):
 
 
 # %% [markdown]
-# `fit` is the book's training loop: AdamW, one learning-rate cycle, cross-entropy. The encoder is
-# frozen, so its maps are computed once and kept; after that, only the decoder costs time.
+# The loss compares logits `[B, classes, H, W]` with masks of *indices*: one integer for each pixel, `[B, H, W]`, no
+# channel. Masks that come from a file often have one:
+
+# %% tags=["raises-exception", "nbval-ignore-output"]
+from_file = torch.from_numpy(scenes.scene(0).mask)[
+    None, None
+].long()  # [1, 1, H, W]
+with explaining():
+    F.cross_entropy(torch.zeros(1, classes, *from_file.shape[-2:]), from_file)
+
+# %% [markdown]
+# `fit` is the book's training loop: AdamW, one learning-rate cycle, cross-entropy. Rare classes weigh more in it
+# (`class_weights`: by 1/√pixels), or a short training would never get to the thin things. The
+# encoder is frozen, so its maps are computed once and kept; after that, only the decoder costs time.
 
 # %%
 epochs = budget(short=5, full=40)
@@ -427,9 +439,9 @@ plot_histories(
 
 # %% [markdown]
 # Below, the same two on four scenes that neither has seen. Pull the slider from the untrained decoder
-# to the last epoch and watch the order of events: first *where something is*; then, in the lower row
-# only, *up to which pixel*. *What* it is stays uncertain for longest: after so few epochs half a
-# star may be called a triangle.
+# to the last epoch. In the lower row outlines are there from the start, of this and that. Training learns *where
+# something is*, and in that row soon *up to which pixel*. *What* it is stays uncertain for longest: after so few
+# epochs half a star may be called a triangle.
 
 # %% tags=["nbval-ignore-output"]
 every = max(1, epochs // 5)
@@ -505,7 +517,8 @@ share = {"untrained decoder": by_skip(light_unet()), "trained": by_skip(seeing)}
 plotting.show_panels(
     {"gradient that came along the skip, %": share},
     x=Pyramid._fields[:4],
-    alt="More than half of the gradient comes by the skips at first, less later.",
+    xlabel="level",
+    alt="Untrained, about half of the gradient or more comes by the skips.",
 )
 
 # %% [markdown]
@@ -530,8 +543,9 @@ assert all(part < 60 for part in share["trained"])
 assert untrained > 20 and trained < untrained / 5
 
 # %% [markdown]
-# So the claim is true for the first steps of a training, and fades. It also says nothing yet about
-# masks: whether a fine-tuned encoder *ends* better is measured below, by training it.
+# So the claim is true for the first steps of a training, and fades. (One decoder, one batch: a look, not a
+# measurement.) It says nothing about masks either. Whether an encoder that learns along ends better *because of* the
+# skips, the book has not measured; what fine-tuning is worth with them is measured below.
 
 # %% [markdown]
 # ## Measure the claims
@@ -580,9 +594,9 @@ for where in places:
     assert margin(where, "U-Net", "c5 only") > 5
 
 # %% [markdown]
-# Same encoder, same layers, same steps; only the maps differ. This is what the decoders draw on four
-# frames of the unseen drive. (The photographs are not ours to show; the cell below the picture brings
-# them to your screen.)
+# Same encoder, same layers, same steps; only the maps differ. This is what the two draw on four frames of the unseen
+# drive, and in the third row a U-Net whose encoder learned along (more on that below). (The photographs are not ours
+# to show; the cell below the picture brings them to your screen.)
 
 # %% tags=["nbval-ignore-output"]
 frames_shown = (10, 35, 60, 85)  # evenly spaced, chosen before the first training
@@ -685,7 +699,7 @@ plotting.show_matrix(
 # %% [markdown]
 # No single skip carries the cure. The four together are worth more than 18 points of mIoU, but take one
 # away, and its neighbours step in. What remains is each map's own share: thin things, rings and poles,
-# miss `c2` most; squares, triangles and stars, which are told apart by their corners, miss `c3` and `c4`.
+# miss `c2` most; the filled shapes, discs, squares, triangles and stars, miss `c3` and `c4`.
 # For the rims alone, averaged over the classes, the fine maps count most. The differences are small, and
 # from seed to seed the points of `c1` and `c3` overlap:
 
@@ -706,7 +720,7 @@ each = torch.tensor(list(lost.values())).mean(0)
 assert margin("scenes", "U-Net", "c5 only") > 18 and all(each < 4)
 for thin in ("ring", "pole"):
     assert max(lost[thin]) == lost[thin][1]  # c2
-for large in ("square", "triangle", "star"):
+for large in ("disc", "square", "triangle", "star"):
     assert min(lost[large][2:]) > max(lost[large][:2])  # c3, c4 against c1, c2
 
 rims = {
@@ -815,7 +829,8 @@ print(
 # - On streets, unlabelled areas are not counted, and neither are the edges that border on them.
 # - Learning rates and epochs were set once, for all variants alike, and not tuned. Each variant could
 #   gain from its own.
-# - Single skips, adding and ReLUs were measured on scenes only.
+# - Single skips, adding and ReLUs were measured on scenes only. (Chapter 13's records have adding on streets, too: behind
+#   concatenating with every seed, in mIoU and at the rims.)
 # - Blind decoders keep parameters that they cannot use. Chapter 01 compares `c5` with all five maps at
 #   equal parameters, with the same outcome.
 # - A skip from `c1` still is at half the image's resolution. What is thinner than two pixels stays hard;

@@ -136,11 +136,11 @@ plotting.show_curves(
 # %%
 assert best["disc"][0] > 70 and 40 < best["star"][0] < 60
 for thin in ("ring", "pole"):
-    assert best[thin][0] < 20 and best[thin][2] < 45 and best[thin][4] > 75
+    assert 5 < best[thin][0] < 15 and best[thin][2] < 45 and best[thin][4] > 75
 
 # %% [markdown]
 # This is what the *enlargement* loses, with perfect knowledge of the scene. A disc keeps three quarters of its
-# overlap at ×32, a star half of it. Of a ring or a pole less than a fifth is left, and that fifth is a blob
+# overlap at ×32, a star half of it. Of a ring or a pole about a tenth is left, and that tenth is a blob
 # where a ring should be; even at ×8 it is less than half. (Closest means least squares here. And a decoder
 # that goes on computing *after* it has enlarged, as all that are trained below, may do a little better.)
 #
@@ -872,7 +872,7 @@ assert margin("scenes", "many paths", "U-Net", "boundary_miou") > 2
 # worth one to three points, for twice the MACs (exercise 2 gets most of them back). The cousins lose more than
 # 4. They never see `c1`, and end below what the many paths reach without it; a 3×3 on a coarser grid does not
 # make up for that here. And the U-Net? On scenes, with about thirty times the parameters, it is no better
-# in mIoU, and 2 points worse at the rims. On streets, above, it was the other way round.
+# in mIoU, and more than 2 points worse at the rims, with every seed. On streets, above, it was the other way round.
 #
 # **Which class needs which level?** Drop one path at a time, train anew, and see what each class loses. Chapter
 # 05 asked the U-Net the same about its four skips, and none of them was costly. Red is a loss in
@@ -931,14 +931,15 @@ assert all(
 lost = losses_without()
 assert (lost[:, 0] > 0).all()
 c4 = {name: float(lost[scenes.CLASSES.index(name), 3]) for name in scenes.SHAPES}
-assert min(c4["square"], c4["triangle"]) > 2 and c4["ring"] < 1.5
+filled = [c4[name] for name in ("disc", "square", "triangle", "star")]
+assert min(filled) > 2 and c4["ring"] < 1.5
 assert lost[scenes.CLASSES.index("disc"), 4] == lost[:, 4].max()
 
 # %% [markdown]
 # One path is costly to lose: `c1`. Every class misses it, and at the rims it is worth more than 6 points.
 # No path looks around here, so nobody else can stand in for it on that grid. The other four cost less than 2.5
-# points each, and not the same classes: squares and triangles miss `c4`, which rings hardly do; `c5` is missed
-# most by the discs. No level is superfluous on average. Ask your own task before you cut one off: a
+# points each, and not the same classes: discs, squares, triangles and stars miss `c4`, which rings hardly do; `c5` is
+# missed most by the discs. No level is superfluous on average. Ask your own task before you cut one off: a
 # street, with its larger context, may answer otherwise.
 #
 # ## Limits

@@ -225,7 +225,7 @@ def bin_weights(size: int, grid: int, like: Tensor) -> Tensor:
 cells = bin_weights(7, 4, like=torch.ones(1))
 plotting.show_matrix(
     cells,
-    rows=[f"cell {i}" for i in range(1, 5)],
+    rows=[f"cell {i}" for i in range(4)],
     columns=[str(i) for i in range(7)],
     label="position on a side of 7",
     digits=2,
@@ -955,11 +955,12 @@ plotting.show_panels(
             "fitted at several sizes": areas(f"{name}, several sizes"),
         }
         for title, name in {
-            "SPP, means": "SPP, mean",
-            "SPP, maxima": "SPP, max",
+            "area under the curve: means": "SPP, mean",
+            "area under the curve: maxima": "SPP, max",
         }.items()
     },
     x=[str(side) for side in sides],
+    xlabel="side of the image, pixels",
     alt="Shapes told at eight sizes, by readouts fitted at one and at several.",
 )
 
@@ -972,7 +973,8 @@ for name in ("average", "SPP, mean", "SPP, max"):
     assert (several[:, at[128]] < fixed[:, at[128]] + 0.005).all()
     assert (several[:, at[64]] < fixed[:, at[128]] - 0.03).all()
     helped[name] = several - fixed
-assert helped["SPP, mean"].abs().max() < 0.025
+assert helped["SPP, mean"].mean(0).max() < 0.01
+assert helped["SPP, mean"][:, at[128]].max() < -0.004
 assert helped["SPP, max"][:, at[256]].min() > 0.005
 assert max(change.max() for change in helped.values()) < 0.04
 
@@ -981,7 +983,7 @@ assert max(change.max() for change in helped.values()) < 0.04
 # every readout loses more than 0.03, and so does one that was fitted at 64, too: there the features say less. At 256
 # the loss is more than 0.02 on average. SPP's authors trained at several sizes, which the fixed length makes
 # possible. Here, with no more images than before and a frozen encoder, that helps the maxima at 256 pixels in every
-# seed, by less than 0.04, and the means nowhere by as much as 0.025; at 128 it gains nothing.
+# seed, by less than 0.04. The means gain next to nothing anywhere, and at 128 they lose, with every seed.
 #
 # And three grids tell less than one cell does:
 
@@ -1055,7 +1057,8 @@ assert 15 * map_ < vector
 assert margin(probe, "map beside the image", "vector beside the image") > 10
 
 # %% [markdown]
-# Look at the controls before you believe in a name. ASPP gains more than 5 points over no context, and three
+# Look at the controls before you believe in a name. PPM on `c3` (in red) gains more than half a point over its
+# unpooled control, with every seed. ASPP gains more than 5 points over no context, and three
 # plain 3×3 convolutions with the same number of weights gain more than 4 of them. The mean of the map adds
 # nothing to these; the distance of the taps adds the rest, between half a point and 2.5. On `c5` no context changes much: each of its 4 × 4 positions can see the whole
 # scene already, and DeepLab's rates leave eight of nine taps in the padding. The vector beside the image is the
@@ -1093,6 +1096,7 @@ plotting.show_panels(
         }.items()
     },
     x=[f"{low}+" for low in lows],
+    xlabel="longer side of the box, pixels",
     alt="What PPM and ASPP gain over their controls: most for the largest things.",
 )
 
@@ -1102,12 +1106,15 @@ for pair in contests.values():
         by_size = gains(*pair, key)
         assert by_size[:, -1].min() > 1
         assert (by_size[:, -1] > by_size[:, :-1].max(dim=1).values).all()
-    assert gains(*pair).mean(dim=0)[:-1].max() < 1
+    assert gains(*pair).mean(dim=0)[:-1].max() < 0.5
+at_32 = gains(*contests["ASPP"])[:, lows.index(32)]
+assert at_32.max() < -1
 
 # %% [markdown]
 # The claim holds, against controls of equal size and in every seed: the largest things gain, by more than a
-# point, and more than any smaller ones, which gain less than a point on average or lose. (Compact are disc,
-# square, triangle and star. A long pole is thin, and a large ring hollow: of them, size says less.)
+# point, and more than any smaller ones. Those gain next to nothing on average, or lose: from 32 to 63 pixels ASPP
+# costs more than a point, in every seed. (Compact are disc, square, triangle and star. A long pole is thin, and a
+# large ring hollow: of them, size says less.)
 #
 # **And on streets?** There are large things, sky and road, and thin ones, poles and signs. What each class gains
 # from the pooling, PPM minus its unpooled control:

@@ -522,8 +522,9 @@ assert abs(abs(doubled[[0, -1]]) - 0.5).max() < 1e-3
 
 # %% [markdown]
 # With `align_corners=False`, PyTorch's default, squares come back to their place. With `True` they are pulled
-# apart: 15.5 pixels at the rims, half of a square minus half a pixel, and none in the middle. At ×2 it is
-# half a pixel. Say `False`, or say nothing, and do not mix the two in one network.
+# apart, the more the further out: 15.5 pixels at the rims (beyond the picture, which leaves out the outer 48
+# columns), half of a square minus half a pixel, and none in the middle. At ×2 it is half a pixel. Say `False`, or
+# say nothing, and do not mix the two in one network.
 #
 # The third line is a surprise. A ResNet does not average over squares. All its strided layers look *around*
 # every second pixel, so position *i* of `c5` is centred on pixel 32*i*, and any way up that thinks in squares
@@ -756,7 +757,8 @@ plotting.show_curves(
 
 # %% [markdown]
 # Pull the slider, and watch the outlines: bright is *object*, dark is *background*. Two scenes that none of
-# the three has seen. Look for the grid that the transposed one starts with, and see what becomes of it.
+# the three has seen. Look for the grid that the transposed one shows at first, after two epochs, say, and see what
+# becomes of it.
 
 # %% tags=["nbval-ignore-output"]
 every = max(1, epochs // 3)
@@ -1109,7 +1111,11 @@ assert mean("pixel shuffle", "grid") < 0.7 * mean("shuffle, default start", "gri
 # %% tags=["nbval-ignore-output"]
 climbs = ("once ×32", "five times ×2")
 climbs = [what + more for more in ("", ", 18 epochs") for what in climbs]
-show([*climbs, "bilinear"], scores, "for climbs from c5, and for one from c4")
+show(
+    [*climbs, "bilinear"],
+    scores,
+    "for climbs from c5, and for one from c4 (bilinear)",
+)
 
 # %%
 once, five = "once ×32", "five times ×2"
@@ -1173,7 +1179,8 @@ assert max(ahead("image hidden, two layers", "image hidden")) < 0
 # more than 12 points at the rims and more than 6 of mIoU, and for the first time in this chapter the middles of
 # the edges lie much nearer than by chance. In seed 0 it has not, and its training loss stayed the highest. The depth
 # alone, beside zeros, brings none of this. (The U-Net of chapter 05, whose skips hand over what the *encoder* has
-# made of the image, scores 4 points more still. Chapter 09 asks how image and features should meet. And chapter 13
+# made of the image, scores more than 4 points above the best of these seeds. Chapter 09 asks how image and features
+# should meet. And chapter 13
 # trained the two layers for 12 epochs on scenes, and there all three seeds learnt to look; on streets their decoder is
 # among the last.)
 #

@@ -865,7 +865,7 @@ for name, said in {"greedy": alone, "4 beams": four}.items():
 # differ in two things, talker and bridge; which of the two matters, the measurement below takes apart.
 
 # %%
-epochs = budget(short=12, full=40)
+epochs = budget(short=12, full=40, gpu=False)
 
 
 @torch.no_grad()
@@ -1291,9 +1291,10 @@ assert related[:, 4].max() < related[:, :4].min() / 2
 # %% [markdown]
 # With two or three objects the Transformer with positions is right more than twice as often as with six or seven.
 # “Attention helps most in complex scenes” is often said. In points it is the other way round here: a choice of
-# positions is worth more than 20 with two objects, and fewer than 6 with seven. By relation, *in front of* is the
-# hardest by far: less than half as many sentences are right as with any other one, perhaps because objects that
-# overlap share cells of the maps. And where a hair decides it is right less often (*close*: a third object is
+# positions is worth more than 20 with two objects, and fewer than 6 with seven. By relation, it finds *in front of*
+# the hardest by far: less than half as many of its sentences are right as with any other one. The relation itself is
+# said as well as others (the matrix above); perhaps objects that overlap share cells of the maps, and their names
+# suffer. And where a hair decides it is right less often (*close*: a third object is
 # almost as visible, or the two are almost equally so, or lie almost on a diagonal; a fifth of the scenes). A
 # small change to the scene would make another sentence true there.
 #
@@ -1356,7 +1357,9 @@ plotting.show_panels(
         }.items()
     },
     x=PHRASE,
-    alt="Attention on the object while named, while not, elsewhere, and chance.",
+    xlabel="word that is written",
+    alt="Attention on an object while it is named, while the other one is "
+    "(elsewhere), in another scene, and by chance.",
 )
 
 # %%

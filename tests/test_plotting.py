@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from skimage.color import rgb2lab
 from torch import Tensor, nn
@@ -451,10 +452,39 @@ def test_a_mean_that_rounds_to_zero_has_no_sign(monkeypatch) -> None:
 
     monkeypatch.setattr(charts, "picture", keep)
     plotting.show_bars({"a": -0.04, "b": -0.06, "c": 2}, "y", alt=ALT)
-    assert written == ["0.0", "-0.1", "2.0"]
+    assert written == ["0.0", "−0.1", "2.0"]
     written.clear()
     plotting.show_matrix([[-0.4, -0.6]], ["a"], ["b", "c"], "points", alt=ALT)
     assert written == ["0", "−1"]
+
+
+@pytest.mark.parametrize("name", ["a", "a bar with a rather long name"])
+def test_the_number_of_a_falling_bar_stands_at_its_end(name, monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(charts, "picture", lambda figure, alt: drawn.append(figure.axes[0]))
+    plotting.show_bars({name: [-3, -1], "rising": [1, 2], "both": [-2, 1]}, "y", alt=ALT)
+    (axes,) = drawn
+    lying = len(name) > 20
+    ends = [text.get_position()[0 if lying else 1] for text in axes.texts]
+    assert ends[0] < -3 and ends[1] > 2 and ends[2] > 1
+    low, high = axes.get_xlim() if lying else axes.get_ylim()
+    FigureCanvasAgg(axes.figure).draw()
+    for text in axes.texts:
+        box = text.get_window_extent().transformed(axes.transData.inverted())
+        assert low < (box.x0 if lying else box.y0) and (box.x1 if lying else box.y1) < high
+    assert all(not line.get_clip_on() for line in axes.lines)  # whole points at the rim
+
+
+def test_panels_say_what_lies_below_them(monkeypatch) -> None:
+    drawn = []
+    monkeypatch.setattr(charts, "picture", lambda figure, alt: drawn.append(figure))
+    plotting.show_panels({"one": {"a": [1, 2]}}, x=[1, 2], xlabel="epoch", alt=ALT)
+    (figure,) = drawn
+    FigureCanvasAgg(figure).draw()
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "epoch"
+    label, legend = axes.xaxis.label.get_window_extent(), figure.legends[0].get_window_extent()
+    assert label.y0 >= legend.y1
 
 
 # The pyramid diagram
