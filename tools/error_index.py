@@ -78,7 +78,7 @@ SILENT = """\
 (error-silent)=
 ## No message, and still wrong
 
-| what you see | what it may be | chapter |
+| what you see | what it may be | see |
 |---|---|---|
 | fine in training, bad in evaluation | BatchNorm of a “frozen” encoder goes on drifting: neither `requires_grad = False` nor leaving it out of the optimiser stops it | [01](../notebooks/01_encoder.ipynb) |
 | pretrained, and hardly better than random | the images are not in 0…1, or were not normalised | [01](../notebooks/01_encoder.ipynb) |
