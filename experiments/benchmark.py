@@ -79,7 +79,7 @@ class Task(NamedTuple):
 
 
 def pad(image: Tensor, mask: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Return both with sides that 32 divides, which smp's models ask for; the same for everybody.
+    """Return both with sides that 32 divides, which most of smp's models ask for; the same for all.
 
     180 × 240 pixels become 192 × 256, in the middle of a frame of the colour that is zero once it
     is normalised, as the zeros that convolutions pad with. No pixel of the frame is counted.

@@ -55,7 +55,7 @@ FINALISTS = {  # of each chapter the best one and, where it differs, the best ch
     "c3, ASPP": Ours(spatial_pyramid.c3_dilated),
     "c3, PPM": Ours(spatial_pyramid.c3_pyramid),
     "image beside c4": Ours(upsampling.image_two_layers),
-    "image beside c2, soft mask": Ours(conditional_concat.soft),
+    "image beside c3…c5": Ours(conditional_concat.soft),
 }
 RECOMMENDED = {  # the book's default, then what it is with less or more of each of its parts
     what: Ours(trial.decoder) for what, trial in putting_together.TRIALS.items()

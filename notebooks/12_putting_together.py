@@ -69,7 +69,7 @@ from helpers.training import budget, evaluate, fit, plot_histories, predict
 # %% [markdown]
 # ## The problem as a picture
 #
-# Every chapter measured its decoders alike: three seeds, a frozen encoder, 400 scenes. So their records can
+# The chapters on masks measured alike: three seeds, a frozen encoder, 400 scenes, 6 epochs. So their records can
 # stand in one picture. To the right is more work, in millions of multiply-accumulates (MMAC) for one scene
 # without the encoder; upwards is a better mask. A line at a point reaches from the worst seed to the best.
 
@@ -110,10 +110,10 @@ plotting.show_tradeoff(
 )
 
 # %% [markdown]
-# Two of them stand out. On streets, the U-Net is ahead; on scenes, five separate paths with 1×1 convolutions
-# draw finer outlines, at an eighth of its work. They have opposite habits: the U-Net
-# convolves wide maps, 3×3, on every grid; the paths never look at a neighbour. There should be something
-# between them.
+# In the picture, five separate paths with 1×1 convolutions stand out: level with the U-Net, at an eighth of its work.
+# Two scores that it does not show: on streets the U-Net is ahead, and on scenes the paths draw finer outlines, after
+# so short a training. They have opposite habits: the U-Net convolves wide maps, 3×3, on every grid; the paths never
+# look at a neighbour. There should be something between them.
 
 # %%
 rims = {n: measured(*earlier[n], "boundary_miou") for n in ("U-Net", "many paths")}
@@ -256,7 +256,7 @@ blind = measured("multi_path", "without c1", "boundary_miou")
 assert margin(rims["many paths"], blind) > 5
 
 # %% [markdown]
-# **What stays out, for now.** Pyramid pooling gave 1 point and more to a decoder that read `c3` alone
+# **What stays out, for now.** Pyramid pooling gave 1 point and more to a decoder that read `c2` and `c3` only
 # (chapter 07); the image itself gave sharper rims to one without `c1` and `c2` (chapter 09). This one reads
 # all five. On streets, a transposed convolution gave no more than bilinear resizing (chapter 08), and
 # attending queries no more than averaging ones (chapter 04).
@@ -499,8 +499,9 @@ plotting.show_images(
 )
 
 # %% [markdown]
-# The mean is a brown that nobody painted. The median is one of the colours that exist. It is not a cure for
-# everything: where the guesses are even, L1 is undecided, and most images that L1 learns look paler than real ones.
+# The mean is a brown that nobody painted. The median is one of the two colours that exist. (Of more than two, each
+# channel has a median of its own.) It is not a cure for everything: where the guesses are even, L1 is undecided, and
+# most images that L1 learns look paler than real ones.
 #
 # - **Where it counts** differs: everywhere for colours, but for holes only in the holes. The target carries
 #   that as a fourth channel, which needs no change in the training loop either.
@@ -623,8 +624,9 @@ filler = learn(patched, holes)
 
 # %% [markdown]
 # Three unseen scenes in grey, and the painter's colours after each epoch; the last frame is the truth. Pull
-# the slider. The ground and the light get their tint. A thing hardly gets its own: in scenes, colour is drawn
-# apart from shape, and no grey value says whether a star is teal or pink.
+# the slider. It learns usual tints: light grounds become warm, dark things bluish, much alike in every scene. That
+# suits one ground and not another. A thing hardly gets its own colour: in scenes, colour is drawn apart from shape,
+# and no grey value says whether a star is teal or pink.
 
 # %% tags=["nbval-ignore-output"]
 steps = range(0, epochs + 1, max(1, epochs // 5))
@@ -632,12 +634,13 @@ frames = [
     plotting.show_images(each, alt="Three scenes in the painter's colours.")
     for each in [*(painted[i] for i in steps), truth["unseen"][few]]
 ]
-labels = ["grey", *(f"after {i} epochs" for i in steps[1:]), "the truth"]
+after = [f"after {i} epoch{'s' * (i > 1)}" for i in steps[1:]]
+labels = ["grey", *after, "the truth"]
 plotting.flipbook(frames, labels, alt="Three scenes while colours are learnt")
 
 # %% [markdown]
 # The filler draws edges into the holes, where the blur had none. Where little of a thing is left it stays a
-# smear: L1 asks for the likeliest value, pixel by pixel, and does not mind a smear.
+# smear: L1 asks for the median, pixel by pixel and channel by channel, and does not mind a smear.
 
 # %% tags=["nbval-ignore-output"]
 given, where = patched["unseen"][few], holes["unseen"][few]
@@ -806,6 +809,9 @@ assert shares["holes"][2] > shares["masks"][2] + 10
 # frozen encoder, the same images, two learning rates each, of which the one that is better on images kept for
 # that goes on with more seeds. It reports on 200 unseen scenes and on an unseen drive through streets.
 # `python -m experiments.costs` counts and times.
+#
+# It trains for 12 epochs on scenes and 10 on streets. So a decoder has another number here than in the first picture,
+# and another order is possible, too: the paths' lead at the outlines of scenes is no longer beyond the seeds.
 
 # %%
 bench = [r for r in records.load("benchmark") if r.get("chosen") and r["frozen"]]
@@ -823,6 +829,8 @@ def work_of(what):
     return costs[what]["macs"] / 1e6
 
 
+longer = [scores("scenes", n, "boundary_miou") for n in ("many paths", "U-Net")]
+assert margin(*longer) < 0
 ours = scores("scenes", "book decoder")
 variants = list(dict.fromkeys(r["what"] for r in bench if "book, " in r["what"]))
 changes = {
@@ -858,8 +866,9 @@ plotting.show_bars(
 )
 
 # %% [markdown]
-# **What is in it pays.** Take the ReLU out of the laterals, or all laterals away, or add in place of concatenating:
-# each costs more than a point, with every seed. Without `c1` two points go, and four at the outlines. A decoder
+# **What is in it pays.** Leave the laterals linear (no BatchNorm, no ReLU), take only their ReLU out, or all laterals
+# away, or add in place of concatenating: each costs more than a point, with every seed. Without `c1` more than two
+# points go, and more than four at the outlines. A decoder
 # that is *blind to c1*, with all its layers and zeros for the map, does no better than one that ends at `c2`: it is
 # the values of `c1` that count, not the finer grid. Least comes from the BatchNorm of the laterals, some half a
 # point, though with every seed.
@@ -937,15 +946,17 @@ for where in ("scenes", "streets"):
     )
 
 # %% [markdown]
-# On scenes, the worst seed of the book decoder is more than a point and a half above the best seed of any peer with
-# three seeds. Only the two PSPNets take less work, and they are more than ten points behind. At Linknet's work, with
-# less than half of its weights, it gains more than five points on Linknet. One peer is at least level with it, as far as
-# its single seed tells: `UnetPlusPlus`, for six times the work and more than four times the time. (The other two dear ones,
-# `DeepLabV3` and `UPerNet`, have one seed and none.)
+# On scenes, the worst seed of the book decoder is more than a point and a half above the best seed of any peer but one.
+# Only the two PSPNets take less work, and they are more than ten points behind. At Linknet's work, with less than half
+# of its weights, it gains more than five points on Linknet. The one is `UnetPlusPlus`, for six times the work and more
+# than four times the time: its best seed is ahead, its mean behind by less than a point. Three seeds cannot tell the
+# two apart.
 #
-# On streets its mean is more than a point above that of any peer. The nearest is smp's `Segformer`, for half as much work
-# again; its best seed just reaches the book decoder's worst. Linknet is more than three points behind. With its big
-# relative of chapter 05 it is level: which of the two is better there, these seeds cannot tell.
+# On streets its mean is more than a point above that of any peer with three seeds. The nearest is smp's `Segformer`,
+# for half as much work again; its best seed stays a hair below the book decoder's worst. Linknet is more than three
+# points behind. Two are level: its big relative of chapter 05, which these seeds cannot tell from it, and, as far as a
+# single seed tells, `UPerNet`, for nearly six times the work. (The two other dear ones, with one seed there, too, are
+# behind.)
 #
 # Nobody dominates it, by work or by time: for one image on one thread of a CPU, encoder and decoder take less than a
 # quarter longer than the encoder alone. Chapter 13 has all decoders, other scores than mIoU, and reasons for doubt.
@@ -964,27 +975,31 @@ for where in ("scenes", "streets"):
 
 # %%
 own = scores("scenes", "book decoder")
-thrice = [peer for peer in peers if len(scores("scenes", peer)) == 3]
-assert all(margin(own, scores("scenes", peer)) > 1.5 for peer in thrice)
+assert all(len(scores("scenes", peer)) == 3 for peer in peers)
+level = "smp UnetPlusPlus"
+behind = [peer for peer in peers if peer != level]
+assert all(margin(own, scores("scenes", peer)) > 1.5 for peer in behind)
 cheaper = [peer for peer in peers if work_of(peer) < work_of("book decoder")]
 assert all("PSPNet" in peer for peer in cheaper) and len(cheaper) == 2
 assert all(margin(own, scores("scenes", peer)) > 10 for peer in cheaper)
 assert margin(own, scores("scenes", "smp Linknet")) > 5
-dear = [what for what in costs if "smp " in what and work_of(what) > 11e3]
-assert len(dear) == 3 and {*peers} - {*thrice} == {*dear} - {"smp UPerNet"}
-twice = "smp UnetPlusPlus"
-assert mean(scores("scenes", twice)) > mean(own) - 1
-assert work_of(twice) > 6 * work_of("book decoder")
-assert latency(twice) > 4 * latency("book decoder")
+assert max(scores("scenes", level)) > max(own)
+assert mean(own) - 1 < mean(scores("scenes", level)) < mean(own)
+assert work_of(level) > 6 * work_of("book decoder")
+assert latency(level) > 4 * latency("book decoder")
 
 # %%
 own = scores("streets", "book decoder")
-rivals = {
-    peer: scores("streets", peer) for peer in peers if scores("streets", peer)
-}
-assert all(mean(own) - mean(found) > 1 for found in rivals.values())
-nearest = max(rivals, key=lambda peer: mean(rivals[peer]))
-assert nearest == "smp Segformer" and abs(max(rivals[nearest]) - min(own)) < 0.2
+rivals = {peer: scores("streets", peer) for peer in peers}
+judged = [peer for peer in peers if len(rivals[peer]) == 3]
+once = {*peers} - {*judged}
+assert once == {peer for peer in peers if work_of(peer) > 11e3} and len(once) == 3
+assert abs(mean(own) - mean(rivals["smp UPerNet"])) < 0.5
+assert 5.5 < work_of("smp UPerNet") / work_of("book decoder") < 6
+others = [peer for peer in peers if peer != "smp UPerNet"]
+assert all(mean(own) - mean(rivals[peer]) > 1 for peer in others)
+nearest = max(judged, key=lambda peer: mean(rivals[peer]))
+assert nearest == "smp Segformer" and -0.2 < max(rivals[nearest]) - min(own) < 0
 assert 1.5 < work_of(nearest) / work_of("book decoder") < 1.6
 assert margin(own, rivals["smp Linknet"]) > 3
 assert abs(mean(own) - mean(scores("streets", "U-Net"))) < 1
@@ -1010,7 +1025,8 @@ assert abs(mean(own) - mean(scores("streets", "U-Net"))) < 1
 # %% [markdown]
 # **Exercise 1.** At `c1` the merge enlarges `p2`, concatenates the lateral, and convolves 1×1. A 1×1 convolution
 # and bilinear resizing can change places (chapter 03). Compute the same output with the part of the weights that
-# belongs to `x` applied on the coarse grid: the same numbers, for less work.
+# belongs to `x` applied on the coarse grid: the same numbers, for less work. (Use `F.conv2d`: the check watches on
+# which grids it is called.)
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
@@ -1119,7 +1135,8 @@ check_head(make_painter_solution)
 
 # %% [markdown]
 # **Exercise 3.** From the first picture's `known` (name → work, scores): which decoders does no other one
-# *dominate*, by the rule above? Return the set of their names.
+# *dominate*, by the rule above? Return the set of their names. (By the numbers: FPN takes a thousandth less work than
+# *1×1, summed*, too little to see.)
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}

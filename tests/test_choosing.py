@@ -286,7 +286,7 @@ def test_the_image_beside_the_features_draws_sharper_scenes_and_coarser_streets(
         first, second = found
         return min(first) - max(second)
 
-    beside, book = "image beside c2, soft mask", record_of("thin")
+    beside, book = "image beside c3…c5", record_of("thin")
     assert margin("scenes", beside, book) > 0
     assert margin("streets", book, beside) > 1
     assert suggest("mask", "image").bridge == "ConditionalDecoder"
