@@ -342,7 +342,7 @@ plotting.show_ranks(
     boards,
     highlight=["book decoder"],
     alt="Three rankings of the decoders by mIoU on scenes, one for each seed. The "
-    "first and the last places stay; in between lines cross.",
+    "last places stay; the first two change places, and in between lines cross.",
 )
 
 
@@ -360,11 +360,13 @@ close = {tuple(sorted(pair)) for order in orders for pair in pairwise(order)}
 torn, next_to = ([pair for pair in each if turns(*pair)] for each in (pairs, close))
 print(f"{len(torn)} of {len(pairs)} pairs change their order,")
 print(f"{len(next_to)} of {len(close)} pairs of neighbours")
-assert len(torn) < 0.1 * len(pairs) and 0.15 < len(next_to) / len(close) < 0.35
+assert len(torn) < 0.1 * len(pairs) and 0.2 < len(next_to) / len(close) < 0.4
+leaders = [max(board, key=board.get) for board in boards.values()]
+assert leaders == ["smp UnetPlusPlus", "book decoder", "book decoder"]
 
 # %% [markdown]
 # Of all pairs few change their order; of those who stand next to each other, three in ten. A seed does not make a
-# bad decoder good. But a place or two in a table says nothing.
+# bad decoder good. But a place or two in a table says nothing: with seed 0 alone, `UnetPlusPlus` would lead here.
 #
 # ## The obvious attempt, and what it does wrong
 #
@@ -570,8 +572,8 @@ for where in places:
 # The front runs the same way on both. It begins with decoders that read no map beyond `c3`, at two thirds of the bare
 # encoder's time. It leads to the book decoder, which takes less than a fifth more than the bare encoder and which nobody
 # beats. Of smp `PSPNet` of depth 3 is on it, at the cheap end, and on scenes `UnetPlusPlus` at the dear one. And of those
-# who cost more than the book decoder nobody is better on average: on scenes all but `UnetPlusPlus` are beaten, on streets
-# all but chapter 05's two U-Nets, whose best seeds are above the default's worst.
+# who cost more than the book decoder and have three seeds, nobody is better on average: on scenes all but `UnetPlusPlus`
+# are beaten, on streets all but chapter 05's two U-Nets, whose best seeds are above the default's worst.
 #
 # So for *as little work as possible* it is not enough to make the decoder cheap. `1×1, summed` is hardly any work behind
 # the encoder; on scenes `c3, ASPP` beats it for far less, since the encoder makes no `c4` and `c5` for it.
