@@ -502,7 +502,8 @@ ANSWERS = (
     (
         *("tokens", "vector picture map", "*", "look"),
         "Cross-attention: your input asks, and the positions of c4 and c5, of images of any size, "
-        "answer. A position stands for 16 × 16 pixels or more: for thin things, ask for a map.",
+        "answer. A position stands for 16 × 16 pixels or more: for thin things, ask for a map. It "
+        "was measured where words ask (chapter 11), not with another input.",
     ),
     (
         *("words", "none", "budget", "gru"),
