@@ -140,7 +140,7 @@ def paint(draws: Draws, sheets: list[Sheet], colors: list[str]) -> NDArray[np.fl
     stock, lamp = Stock(draws), Lamp(draws)
     image = _ground(draws, stock)
     for k, (sheet, color) in enumerate(zip(sheets, colors, strict=True)):
-        _lay(image, draws, stock, lamp, sheet, _rgb(COLORS[color]), height=1.5 + 0.5 * k)
+        _lay(image, draws, stock, lamp, sheet, COLORS[color], height=1.5 + 0.5 * k)
     image *= _light(draws, lamp)
     image += _noise(draws)
     levels = np.floor(np.clip(image, 0, 1) * 255 + 0.5)
@@ -150,15 +150,15 @@ def paint(draws: Draws, sheets: list[Sheet], colors: list[str]) -> NDArray[np.fl
 def _ground(draws: Draws, stock: Stock) -> Floats:
     place = draws.between(0, len(GROUNDS) - 1)
     step = 1 if draws.between(0, 1) else -1
-    here, there = (_rgb(GROUNDS[(place + k * step) % len(GROUNDS)]) for k in range(2))
+    here, there = (_column(*GROUNDS[(place + k * step) % len(GROUNDS)]) / 255 for k in range(2))
     texture = stock.cut(draws, FRAME)
     blend = soft_step(0.5 + 0.9 * stock.clouds)
     strength = draws.uniform(0.06, 0.16)
     return (here + (there - here) * blend) * (1 + strength * texture)
 
 
-def _lay(image: Floats, draws: Draws, stock: Stock, lamp: Lamp, sheet: Sheet, rgb: Floats,
-         height: float) -> None:  # fmt: skip
+def _lay(image: Floats, draws: Draws, stock: Stock, lamp: Lamp, sheet: Sheet,
+         color: tuple[int, int, int], height: float) -> None:  # fmt: skip
     """Put one sheet on the picture, `height` pixels above it."""
     window = sheet.around(REACH)
     region = (slice(None), *window)
@@ -174,7 +174,7 @@ def _lay(image: Floats, draws: Draws, stock: Stock, lamp: Lamp, sheet: Sheet, rg
     rim = _shift(body, *lamp.steps(-1)) - _shift(body, *lamp.steps(1))
     tone = draws.uniform(0.88, 1.06) + texture + across - 0.1 * rim
     drift = draws.uniform(0.0, 0.16) * stock.piece(draws, stock.clouds, window)
-    paper = rgb * tone * (1 + drift * _column(1, 0, -1))
+    paper = _column(*color) / 255 * tone * (1 + drift * _column(1, 0, -1))
     image[region] += np.clip(0.5 - distance, 0, 1) * (paper - image[region])
 
 
@@ -200,10 +200,6 @@ def _noise(draws: Draws) -> Floats:
     shared = dots[..., 0] + dots[..., 1]
     level = draws.uniform(0.008, 0.03)
     return np.stack([shared + dots[..., k] + dots[..., k + 1] for k in (2, 4, 6)]) * (level * 0.7)
-
-
-def _rgb(color: tuple[int, int, int]) -> Floats:
-    return (np.array(color, np.float32) / 255)[:, None, None]
 
 
 def _column(*values: float) -> Floats:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import ssl
 from collections.abc import Sequence
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile
@@ -67,9 +67,9 @@ NETWORK = (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
 def read_manifest(text: str) -> dict[str, tuple[str, str]]:
-    """Return `{"train/NAME.png": (hash of the file at 480 × 360, hash of the array at 240 × 180)}`.
+    """Return `{"train/NAME.png": (hash of the file, hash of what read_pixels makes of it)}`.
 
-    A hash is the first half of the SHA-256 of the file, or of what `read_pixels` makes of it.
+    Hashes are the first half of SHA-256.
     """
     files = {}
     for line in text.splitlines()[1:]:
@@ -201,7 +201,15 @@ def _fetch(url: str, archive: Path) -> None:
     headers = {"Range": f"bytes={have}-"} if have else {}
     try:
         with urlopen(Request(url, headers=headers), timeout=30) as response:
-            _save(response, part, have if response.status == 206 else 0)
+            if response.status != 206:
+                have = 0  # it sends everything again
+            length = response.headers.get("Content-Length")
+            total = have + int(length) if length else None
+            reading = tqdm.wrapattr(response, "read", total, initial=have, desc="CamVid")
+            with part.open("ab" if have else "wb") as file, reading as body:
+                shutil.copyfileobj(body, file)
+                if total is not None and file.tell() < total:
+                    raise ConnectionError(f"it ended after {file.tell()} of {total} bytes")
     except HTTPError as error:
         if error.code != 416 or not have:
             raise
@@ -209,19 +217,6 @@ def _fetch(url: str, archive: Path) -> None:
             part.unlink()  # it is longer than what is to be had
             return _fetch(url, archive)
     os.replace(part, archive)
-
-
-def _save(response: HTTPResponse, part: Path, have: int) -> None:
-    """Append to the first `have` bytes of `part`, or replace it where `have` is 0."""
-    length = response.headers.get("Content-Length")
-    total = have + int(length) if length else None
-    scale: dict[str, Any] = {"unit": "B", "unit_scale": True, "desc": "CamVid"}
-    with part.open("ab" if have else "wb") as file, tqdm(total=total, initial=have, **scale) as bar:
-        while chunk := response.read(1 << 16):
-            file.write(chunk)
-            bar.update(len(chunk))
-        if total is not None and file.tell() < total:
-            raise ConnectionError(f"it ended after {file.tell()} of {total} bytes")
 
 
 def _unpack(archive: Path, root: Path) -> list[str]:
@@ -232,10 +227,16 @@ def _unpack(archive: Path, root: Path) -> list[str]:
             if _is_right(root / path, file_hash, array_hash):
                 continue
             content = _read_entry(entries, INSIDE + path)
-            if _hash(content) == file_hash:
-                _write_whole(root / path, content)
-            else:
+            if _hash(content) != file_hash:
                 wrong.append(path)
+                continue
+            (root / path).parent.mkdir(exist_ok=True)
+            part = root / f"{path}.part"
+            try:
+                part.write_bytes(content)
+                os.replace(part, root / path)
+            finally:
+                part.unlink(missing_ok=True)
     return wrong
 
 
@@ -251,16 +252,6 @@ def _read_entry(entries: ZipFile, name: str) -> bytes:
         return b""
 
 
-def _write_whole(path: Path, content: bytes) -> None:
-    path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_name(path.name + ".part")
-    try:
-        unfinished.write_bytes(content)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
 def read_pixels(path: Path) -> NDArray[np.uint8]:
     """Return an image `[180, 240, 3]`, RGB, or from a folder `…annot` class indices `[180, 240]`.
 
@@ -271,8 +262,9 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
         with Image.open(path) as picture:
             picture.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        cure = "helpers.camvid.download() gets it again"
-        raise ValueError(f"{path} is damaged ({error}): {cure}.") from error
+        raise ValueError(
+            f"{path} is damaged ({error}): helpers.camvid.download() gets it again."
+        ) from error
     height, width = SIZE
     step = 1 if picture.width == width else 2
     if picture.size != (step * width, step * height):
@@ -289,12 +281,11 @@ def read_pixels(path: Path) -> NDArray[np.uint8]:
 
 
 def _is_right(path: Path, file_hash: str, array_hash: str) -> bool:
-    if not path.is_file():
-        return False
-    if _hash(path.read_bytes()) == file_hash:
-        return True
     try:
-        return _hash(read_pixels(path).tobytes()) == array_hash
+        return path.is_file() and (
+            _hash(path.read_bytes()) == file_hash
+            or _hash(read_pixels(path).tobytes()) == array_hash
+        )
     except ValueError:
         return False
 

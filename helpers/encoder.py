@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,11 @@ STRIDES = (2, 4, 8, 16, 32)
 STAGES = {"relu": "c1", "layer1": "c2", "layer2": "c3", "layer3": "c4", "layer4": "c5"}
 SMALLEST_SIDE = 32
 ROUNDING = 1e-3  # resizing leaves values a hair outside of 0…1
-
-Traced = TypeVar("Traced", bound=nn.Module)
+RANK_CURES = {
+    2: "Add the batch and the channel dimension: images[None, None].",
+    3: "Add the batch dimension: images[None].",
+    5: "Make one batch of all the frames: images.flatten(0, 1).",
+}
 BUNDLED = Path(__file__).parent / "weights" / "resnet18-tiny-imagenet-fp16.safetensors"
 BUNDLED_SHA256 = "133856db24499d085981c37b1ee451665c0ae951568ecb853b07c83cb87f5656"
 
@@ -47,7 +50,27 @@ class Pyramid(NamedTuple):
     c5: Tensor
 
 
-class ResNet18Encoder(nn.Module):
+class _TracedEncoder(nn.Module):
+    """What both encoders do alike; a frozen one stays in evaluation, also after `train()`."""
+
+    out_channels = OUT_CHANNELS
+    strides = STRIDES
+    frozen: bool
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(mode and not self.frozen)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Traced modules trace again when copied, and would wake up in training mode."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        copied.__dict__ = copy.deepcopy(self.__dict__, memo)
+        for old, new in zip(self.modules(), copied.modules(), strict=True):
+            new.training = old.training
+        return copied
+
+
+class ResNet18Encoder(_TracedEncoder):
     """ResNet-18 without its classifier: one image in, five feature maps out.
 
     Args:
@@ -66,9 +89,6 @@ class ResNet18Encoder(nn.Module):
     Source: He et al., Deep Residual Learning for Image Recognition, CVPR 2016.
     """
 
-    out_channels = OUT_CHANNELS
-    strides = STRIDES
-
     def __init__(self, weights: str | Path | None = "bundled", frozen: bool = True) -> None:
         super().__init__()
         state = _state(weights)
@@ -84,24 +104,14 @@ class ResNet18Encoder(nn.Module):
         check_image(x)
         return Pyramid(**self.features(x))
 
-    def train(self, mode: bool = True) -> ResNet18Encoder:
-        """Switch between training and evaluation; a frozen encoder stays in evaluation."""
-        return super().train(mode and not self.frozen)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ResNet18Encoder:
-        return _copied(self, memo)
-
-
-class ShortEncoder(nn.Module):
+class ShortEncoder(_TracedEncoder):
     """A `ResNet18Encoder` that ends after its first `levels`, for decoders that read no further.
 
     `forward` takes what the encoder takes and returns a `Pyramid`: the first maps are the
     encoder's, the others are empty, `[B, C, 0, 0]`, and nothing is computed for them. It shares the
     encoder's weights, and is frozen where that is. `levels` is 1…5; raises `ValueError` for others.
     """
-
-    out_channels = OUT_CHANNELS
-    strides = STRIDES
 
     def __init__(self, encoder: ResNet18Encoder, levels: int) -> None:
         super().__init__()
@@ -116,23 +126,6 @@ class ShortEncoder(nn.Module):
         check_image(x)
         empty = [x.new_empty(x.shape[0], c, 0, 0) for c in OUT_CHANNELS[self.levels :]]
         return Pyramid(*self.features(x).values(), *empty)
-
-    def train(self, mode: bool = True) -> ShortEncoder:
-        """Switch between training and evaluation; a frozen encoder stays in evaluation."""
-        return super().train(mode and not self.frozen)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ShortEncoder:
-        return _copied(self, memo)
-
-
-def _copied(module: Traced, memo: dict[int, Any]) -> Traced:
-    """Copy deeply what is traced: that traces again, and would wake up in training mode."""
-    copied = type(module).__new__(type(module))
-    memo[id(module)] = copied
-    copied.__dict__ = copy.deepcopy(module.__dict__, memo)
-    for old, new in zip(module.modules(), copied.modules(), strict=True):
-        new.training = old.training
-    return copied
 
 
 class Segmenter(nn.Module):
@@ -157,7 +150,14 @@ class Segmenter(nn.Module):
         self.takes_query = "query" in parameters
 
     def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
-        extra = self._extra_inputs(x, query)
+        name = type(self.decoder).__name__
+        if query is None and self.takes_query:
+            raise ValueError(f"{name} needs a query: call model(x, query=...).")
+        if query is not None and not self.takes_query:
+            raise ValueError(f"{name} takes no query: call model(x) without one.")
+        extra = {"image": x} if self.takes_image else {}
+        if query is not None:
+            extra["query"] = query
         return self.decode(self.encoder(x), x.shape[-2:], **extra)
 
     def decode(self, pyramid: Pyramid, size: Sequence[int], **extra: Tensor) -> Tensor:
@@ -176,15 +176,6 @@ class Segmenter(nn.Module):
             return maps
         return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
-    def _extra_inputs(self, x: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        name = type(self.decoder).__name__
-        if query is None and self.takes_query:
-            raise ValueError(f"{name} needs a query: call model(x, query=...).")
-        if query is not None and not self.takes_query:
-            raise ValueError(f"{name} takes no query: call model(x) without one.")
-        extra = {"image": x} if self.takes_image else {}
-        return extra if query is None else {**extra, "query": query}
-
 
 def check_image(x: Tensor) -> None:
     """Raise a clear error unless `x` is `[B, 3, H, W]`, floating point, H and W at least 32."""
@@ -199,7 +190,8 @@ def check_image(x: Tensor) -> None:
             "images.float() / 255."
         )
     if x.ndim != 4:
-        raise ValueError(f"Expected [B, 3, H, W], got {list(x.shape)}. {_rank_cure(x)}")
+        cure = RANK_CURES.get(x.ndim, "Check the loader.")
+        raise ValueError(f"Expected [B, 3, H, W], got {list(x.shape)}. {cure}")
     if x.shape[1] != 3:
         raise ValueError(f"Expected 3 channels, got {list(x.shape)}. {_channel_cure(x)}")
     if min(x.shape[-2:]) < SMALLEST_SIDE:
@@ -216,17 +208,16 @@ def check_pyramid(pyramid: Sequence[Tensor], channels: Sequence[int]) -> None:
 
     All of them must come from one batch: a single image's map would be added to all the others.
     """
-    names = Pyramid._fields
     if len(pyramid) != len(channels):
         raise ValueError(
             f"Expected {len(channels)} maps, got {len(pyramid)}. Pass all that the encoder "
             "returned: decoder(encoder(images))."
         )
-    for name, map_, count in zip(names, pyramid, channels, strict=True):
+    for name, map_, count in zip(Pyramid._fields, pyramid, channels, strict=True):
         check_map(name, map_, count)
         if map_.shape[0] != pyramid[0].shape[0]:
             raise ValueError(
-                f"Expected maps of one batch, got {names[0]} of {pyramid[0].shape[0]} images and "
+                f"Expected maps of one batch, got c1 of {pyramid[0].shape[0]} images and "
                 f"{name} of {map_.shape[0]}. Pass what one call of the encoder returned."
             )
 
@@ -243,17 +234,6 @@ def check_map(name: str, map_: Tensor, channels: int) -> None:
             f"Expected {name} in floating point, got {map_.dtype}. Feature maps are not integers: "
             "pass what the encoder returned."
         )
-
-
-def _rank_cure(x: Tensor) -> str:
-    match x.ndim:
-        case 2:
-            return "Add the batch and the channel dimension: images[None, None]."
-        case 3:
-            return "Add the batch dimension: images[None]."
-        case 5:
-            return "Make one batch of all the frames: images.flatten(0, 1)."
-    return "Check the loader."
 
 
 def _channel_cure(x: Tensor) -> str:
@@ -287,8 +267,7 @@ def normalize(images: Tensor) -> Tensor:
         raise ValueError(
             f"Expected values in 0…1, got {low:.3g}…{high:.3g}. {_range_cure(low, high)}"
         )
-    mean = torch.tensor(MEAN, dtype=images.dtype, device=images.device).view(3, 1, 1)
-    std = torch.tensor(STD, dtype=images.dtype, device=images.device).view(3, 1, 1)
+    mean, std = (images.new_tensor(each).view(3, 1, 1) for each in (MEAN, STD))
     return (images - mean) / std
 
 
@@ -336,9 +315,10 @@ def load_file(path: str | Path) -> dict[str, Tensor]:
             "safetensors.torch.save_file(torch.load(path, weights_only=True), new_path)."
         ) from error
     with torch.device("meta"):  # names and shapes only, and no random number is drawn
-        expected = resnet18(num_classes=len(state.get("fc.bias", "?"))).state_dict()
-    wrong = [n for n, t in expected.items() if n not in state or state[n].shape != t.shape]
-    wrong += [name for name in state if name not in expected]
+        network = resnet18(num_classes=len(state.get("fc.bias", "?")))
+    expected = {name: t.shape for name, t in network.state_dict().items()}
+    found = {name: t.shape for name, t in state.items()}
+    wrong = [name for name in expected | found if expected.get(name) != found.get(name)]
     if wrong:
         raise ValueError(
             f"{path.name} is not a state dict of torchvision's resnet18: {len(wrong)} names or "
@@ -370,23 +350,19 @@ def load_imagenet() -> dict[str, Tensor]:
 
 def _state(weights: str | Path | None) -> dict[str, Tensor]:
     """Return the state dict to load; it is empty for random weights."""
+    if weights is None:
+        return {}
     if isinstance(weights, Path):
         return load_file(weights)
-    match _resolve(weights):
-        case "bundled":
-            return load_bundled()
-        case "imagenet":
-            return load_imagenet()
-    return {}
-
-
-def _resolve(weights: str | None) -> str:
-    name = "random" if weights is None else weights
+    bundled = weights == "bundled"
+    name = (bundled and os.environ.get("BOOK_WEIGHTS")) or weights
     if name == "bundled":
-        name = os.environ.get("BOOK_WEIGHTS") or "bundled"
-    if name not in ("bundled", "imagenet", "random") or weights == "random":
-        raise ValueError(
-            f'Unknown weights {name!r}: expected "bundled", "imagenet" or None, or a pathlib.Path '
-            "(in the environment variable BOOK_WEIGHTS: bundled, imagenet or random)."
-        )
-    return name
+        return load_bundled()
+    if name == "imagenet":
+        return load_imagenet()
+    if name == "random" and bundled:
+        return {}
+    raise ValueError(
+        f'Unknown weights {name!r}: expected "bundled", "imagenet" or None, or a pathlib.Path '
+        "(in the environment variable BOOK_WEIGHTS: bundled, imagenet or random)."
+    )

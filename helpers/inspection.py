@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from helpers.encoder import OUT_CHANNELS, SMALLEST_SIDE, STRIDES, Pyramid
@@ -45,20 +46,7 @@ def shapes(module: nn.Module, *inputs: Any) -> Any:
     mode, without gradients, and leaves the module as it was.
     """
     with evaluating(module), torch.no_grad():
-        return _shapes(module(*inputs))
-
-
-def _shapes(output: Any) -> Any:
-    match output:
-        case Tensor():
-            return tuple(output.shape)
-        case dict():
-            return {key: _shapes(value) for key, value in output.items()}
-        case tuple() if hasattr(output, "_fields"):
-            return type(output)(*map(_shapes, output))
-        case tuple() | list():
-            return type(output)(map(_shapes, output))
-    return output
+        return tree_map_only(Tensor, lambda t: tuple(t.shape), module(*inputs))
 
 
 def pyramid_levels(height: int, width: int) -> list[Level]:
@@ -76,13 +64,12 @@ def pyramid_levels(height: int, width: int) -> list[Level]:
     ]
 
 
-def count_parameters(module: nn.Module, trainable_only: bool = False) -> int:
-    """Return how many numbers the module learns; a parameter that is shared counts once.
+def count_parameters(module: nn.Module) -> int:
+    """Return how many numbers the module learns, or has learnt; a shared parameter counts once.
 
-    With `trainable_only`, frozen parameters (`requires_grad=False`) do not count. BatchNorm's
-    running statistics are buffers, not parameters.
+    BatchNorm's running statistics are buffers, not parameters.
     """
-    return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)
+    return sum(p.numel() for p in module.parameters())
 
 
 def count_macs(module: nn.Module, *inputs: Any) -> int:
@@ -92,30 +79,24 @@ def count_macs(module: nn.Module, *inputs: Any) -> int:
     attention; not additions, normalisation, activations, pooling or resizing. Counted for the
     whole batch, in evaluation mode, forward only; the module is left as it was.
     """
-    with (
-        _without_fused_kernels(),
-        evaluating(module),
-        torch.enable_grad(),  # the counter stumbles over views of parameters made without
-        FlopCounterMode(display=False) as counter,
-    ):
-        module(*inputs)
-    return counter.get_total_flops() // 2
-
-
-@contextmanager
-def _without_fused_kernels() -> Iterator[None]:
-    """The counter takes fused attention and oneDNN's LSTM for nothing: run their parts."""
+    # The counter takes fused attention and oneDNN's LSTM for nothing: run their parts.
     attention: Any = torch.backends.mha
     onednn: Any = torch.backends.mkldnn
     before = attention.get_fastpath_enabled(), onednn.enabled
+    attention.set_fastpath_enabled(False)
+    onednn.enabled = False
     try:
-        attention.set_fastpath_enabled(False)
-        onednn.enabled = False
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            evaluating(module),
+            torch.enable_grad(),  # the counter stumbles over views of parameters made without
+            FlopCounterMode(display=False) as counter,
+        ):
+            module(*inputs)
     finally:
         attention.set_fastpath_enabled(before[0])
         onednn.enabled = before[1]
+    return counter.get_total_flops() // 2
 
 
 def relative_latency(
@@ -138,16 +119,12 @@ def relative_latency(
 
 
 def _seconds(module: nn.Module, inputs: tuple[Any, ...]) -> float:
-    _wait_for_gpu()
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
     start = time.perf_counter()
     module(*inputs)
-    _wait_for_gpu()
+    wait()
     return time.perf_counter() - start
-
-
-def _wait_for_gpu() -> None:
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
 
 
 @contextmanager

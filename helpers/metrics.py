@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics import Metric
+
+from helpers._deprecated import old_names
 
 VERSION = 2  # raised when the same predictions would get other scores: records rest on it
 NOTHING_IGNORED = -100  # what torch's cross-entropy ignores by default
@@ -29,8 +30,8 @@ class Scores(NamedTuple):
     accuracy: float
 
 
-class BoundaryIoU(Metric):
-    """IoU of the rims of things only: the pixels of a class within `width` pixels of its edge.
+class BoundaryIoU(nn.Module):
+    """IoU of boundaries only: of the pixels of a class within `width` pixels of its edge.
 
     `update` takes predicted and true classes, integers `[B, H, W]`; `compute` returns one value
     in 0…1 for each class, accumulated over all updates, NaN for a class that never came. The edge
@@ -48,14 +49,15 @@ class BoundaryIoU(Metric):
         self, num_classes: int, width: int = 2, ignore_index: int = NOTHING_IGNORED
     ) -> None:
         super().__init__()
-        self.num_classes, self.width, self.ignore_index = num_classes, width, ignore_index
+        self.width, self.ignore_index = width, ignore_index
         for name in ("intersection", "union"):
-            self.add_state(name, torch.zeros(num_classes, dtype=torch.long), dist_reduce_fx="sum")
+            self.register_buffer(name, torch.zeros(num_classes, dtype=torch.long))
 
     def update(self, predicted: Tensor, target: Tensor) -> None:
         valid = target != self.ignore_index
-        for k in range(self.num_classes):
-            found, wanted = (rim(labels == k, valid, self.width) for labels in (predicted, target))
+        for k in range(len(self.union)):
+            found = boundary_pixels(predicted == k, valid, self.width)
+            wanted = boundary_pixels(target == k, valid, self.width)
             self.intersection[k] += (found & wanted).sum()
             self.union[k] += (found | wanted).sum()
 
@@ -63,11 +65,11 @@ class BoundaryIoU(Metric):
         return self.intersection / self.union
 
 
-def rim(mask: Tensor, valid: Tensor, width: int) -> Tensor:
+def boundary_pixels(mask: Tensor, valid: Tensor, width: int) -> Tensor:
     """Return the pixels of a mask within `width` pixels of what lies outside of it.
 
-    Both are boolean, `[B, H, W]`. A pixel belongs to the rim where it is valid and the square of
-    side `2 × width + 1` around it reaches a valid pixel beyond the mask.
+    Both are boolean, `[B, H, W]`. A pixel is one of them where it is valid and the square of side
+    `2 × width + 1` around it reaches a valid pixel beyond the mask.
     """
     outside = (~mask & valid).float()
     return mask & valid & (F.max_pool2d(outside, 2 * width + 1, stride=1, padding=width) > 0)
@@ -96,7 +98,9 @@ class SegmentationLoss(nn.Module):
     def forward(self, logits: Tensor, masks: Tensor) -> Tensor:
         logits, masks = logits.float(), _indices(masks)
         loss: Tensor = self.cross_entropy(logits, masks)
-        return loss + self.dice * dice_loss(logits, masks, self.ignore_index) if self.dice else loss
+        if self.dice:
+            loss = loss + self.dice * dice_loss(logits, masks, self.ignore_index)
+        return loss
 
 
 def dice_loss(logits: Tensor, masks: Tensor, ignore_index: int = NOTHING_IGNORED) -> Tensor:
@@ -134,3 +138,6 @@ def class_weights(
         pixels += torch.bincount(counted, minlength=num_classes).cpu()
     weights = pixels.clamp(min=1).rsqrt()
     return weights / weights.mean()
+
+
+__getattr__ = old_names(__name__, rim="boundary_pixels")

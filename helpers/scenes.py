@@ -15,22 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from helpers._draw import SIZE, TURN, UNIT, Draws
-from helpers._paint import COLORS, Sheet, paint
-
-__all__ = [
-    "CLASSES",
-    "COLORS",
-    "SHAPES",
-    "SIZE",
-    "VERSION",
-    "VOCABULARY",
-    "Object",
-    "Scene",
-    "Scenes",
-    "batch",
-    "scene",
-]
+from helpers._draw import SIZE as SIZE
+from helpers._draw import TURN, UNIT, Draws
+from helpers._paint import COLORS as COLORS
+from helpers._paint import Sheet, paint
 
 VERSION = 1  # frozen: it was tuned on indices below 10,000 only, so report on others
 CLASSES = ("background", "disc", "square", "triangle", "star", "ring", "pole")
@@ -106,13 +94,11 @@ def scene(index: int, seed: int = 0) -> Scene:
     draws = Draws(VERSION, seed, index)
     sheets, owner = _compose(draws)
     target = draws.between(0, len(sheets) - 1)
-    colors = _choose_colors(draws, [sheet.shape for sheet in sheets], target)
+    shapes = [sheet.shape for sheet in sheets]
+    colors = _choose_colors(draws, shapes, target)
     image = paint(draws, sheets, colors)
-    objects = tuple(
-        _describe(sheet, color, owner == k)
-        for k, (sheet, color) in enumerate(zip(sheets, colors, strict=True))
-    )
-    classes = np.array([0, *(CLASSES.index(sheet.shape) for sheet in sheets)], np.uint8)
+    objects = tuple(_describe(s, colors[k], owner == k) for k, s in enumerate(sheets))
+    classes = np.array([0, *map(CLASSES.index, shapes)], np.uint8)
     return Scene(
         image=image,
         mask=classes[owner + 1],
@@ -174,15 +160,13 @@ def _natural(value: int, name: str) -> int:
 
 def _compose(draws: Draws) -> tuple[list[Sheet], NDArray[np.int8]]:
     """Place the objects, the rearmost first; also return who is on top where (−1: nobody)."""
-    count = COUNTS[draws.between(0, len(COUNTS) - 1)]
     drawn = []
-    for _ in range(count):
+    for _ in range(COUNTS[draws.between(0, len(COUNTS) - 1)]):
         shape = SHAPES[draws.between(0, len(SHAPES) - 1)]
         radius, width = _radius_and_width(draws, shape)
         depth = radius * draws.between(2, 8)  # large ones tend to lie behind small ones
         drawn.append((depth, shape, radius, width))
     drawn.sort(key=lambda entry: -entry[0])
-
     sheets: list[Sheet] = []
     owner = np.full((SIZE, SIZE), -1, np.int8)
     for _, shape, radius, width in drawn:
@@ -213,11 +197,10 @@ def _fits(sheet: Sheet, below: list[Sheet], owner: NDArray[np.int8]) -> bool:
     if sheet.pixels < MIN_PIXELS:
         return False
     covered = np.bincount(owner[sheet.window][sheet.inside] + 1, minlength=len(below) + 1)[1:]
-    for k in np.flatnonzero(covered):
-        left = np.count_nonzero(owner == k) - covered[k]
-        if left < max(MIN_PIXELS, MIN_SHOWN * below[k].pixels):
-            return False
-    return True
+    return all(
+        np.count_nonzero(owner == k) - covered[k] >= max(MIN_PIXELS, MIN_SHOWN * below[k].pixels)
+        for k in np.flatnonzero(covered)
+    )
 
 
 def _choose_colors(draws: Draws, shapes: list[str], target: int) -> list[str]:
@@ -232,7 +215,7 @@ def _choose_colors(draws: Draws, shapes: list[str], target: int) -> list[str]:
 
 
 def _describe(sheet: Sheet, color: str, seen: NDArray[np.bool_]) -> Object:
-    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    rows, columns = np.nonzero(seen)
     return Object(
         shape=sheet.shape,
         color=color,
@@ -242,8 +225,8 @@ def _describe(sheet: Sheet, color: str, seen: NDArray[np.bool_]) -> Object:
         radius=sheet.radius / UNIT,
         width=sheet.width / UNIT,
         angle=sheet.angle * 360 / TURN,
-        box=(int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1),
-        pixels=int(np.count_nonzero(seen)),
+        box=(int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1),
+        pixels=len(rows),
     )
 
 
@@ -258,9 +241,8 @@ def _caption(objects: tuple[Object, ...], sheets: list[Sheet], owner: NDArray[np
 
     Objects of one shape are counted together, so that every object is mentioned once.
     """
-    order = sorted(range(len(objects)), key=lambda k: -objects[k].pixels)
     groups: dict[str, list[int]] = {}
-    for k in order:
+    for k in sorted(range(len(objects)), key=lambda k: -objects[k].pixels):
         groups.setdefault(objects[k].shape, []).append(k)
     singles = [group[0] for group in groups.values() if len(group) == 1]
     parts = {shape: _mention([objects[k] for k in group]) for shape, group in groups.items()}
@@ -284,6 +266,5 @@ def _mention(group: list[Object]) -> str:
     if len(group) == 1:
         words = [word for word in (one.size, one.color, one.shape) if word]
         return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
-    colors = {each.color for each in group}
-    words = [NUMBERS[len(group)], *(colors if len(colors) == 1 else ()), PLURALS[one.shape]]
-    return " ".join(words)
+    same = all(each.color == one.color for each in group)
+    return " ".join([NUMBERS[len(group)], *([one.color] if same else []), PLURALS[one.shape]])

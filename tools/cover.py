@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from helpers import scenes
-from helpers.pictures import colorize
+from helpers.plotting import colorize
 from tools.project import ROOT
 
 CHOSEN = (56, 161, 42, 126, 272, 64, 97, 290)

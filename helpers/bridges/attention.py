@@ -265,11 +265,11 @@ def presence_and_middle(masks: Tensor, num_classes: int) -> Tensor:
     return torch.stack([(count > 0).float(), *middles], dim=2)
 
 
-def finder_loss(said: Tensor, truth: Tensor) -> Tensor:
+def finder_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     """Cross-entropy of *it is there*, and 3 times the distance where it is.
 
     Both `[B, queries, 3]`, from a `Finder` and from `presence_and_middle`.
     """
-    there = F.binary_cross_entropy_with_logits(said[..., 0], truth[..., 0])
-    off = (said[..., 1:] - truth[..., 1:]).abs().sum(2) * truth[..., 0]
+    there = F.binary_cross_entropy_with_logits(predicted[..., 0], truth[..., 0])
+    off = (predicted[..., 1:] - truth[..., 1:]).abs().sum(2) * truth[..., 0]
     return there + 3 * off.sum() / truth[..., 0].sum().clamp(min=1)

@@ -193,8 +193,8 @@ class FiLM(nn.Module):
 
     def forward(self, features: Tensor, fine: Tensor) -> Tensor:
         check_pair(features, fine, self.channels)
-        said = self.predict(features.mean((2, 3)))[:, :, None, None]
-        change, beta = said.chunk(2, dim=1)  # [B, fine_channels, 1, 1] each
+        predicted = self.predict(features.mean((2, 3)))[:, :, None, None]
+        change, beta = predicted.chunk(2, dim=1)  # [B, fine_channels, 1, 1] each
         return (1 + change) * fine + beta
 
 
@@ -215,8 +215,8 @@ class SPADE(nn.Module):
 
     def forward(self, features: Tensor, fine: Tensor) -> Tensor:
         check_pair(features, fine, self.channels)
-        said = enlarge(self.predict(features), fine.shape[-2:])
-        change, beta = said.chunk(2, dim=1)  # [B, fine_channels, H, W] each
+        predicted = enlarge(self.predict(features), fine.shape[-2:])
+        change, beta = predicted.chunk(2, dim=1)  # [B, fine_channels, H, W] each
         return (1 + change) * fine + beta
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from helpers.encoder import Pyramid, check_map, check_pyramid
 
 
-def convolved(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
+def conv_bn_relu(in_channels: int, out_channels: int, kernel: int) -> nn.Sequential:
     """Return a convolution, BatchNorm and ReLU that keep the map's size.
 
     `[B, in_channels, h, w]` becomes `[B, out_channels, h, w]`, no value negative;
@@ -40,7 +40,7 @@ class Merge(nn.Module):
     ):
         super().__init__()
         self.channels = in_channels, skip_channels
-        self.conv = convolved(in_channels + skip_channels, out_channels, kernel)
+        self.conv = conv_bn_relu(in_channels + skip_channels, out_channels, kernel)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         check_map("x", x, self.channels[0])
@@ -70,7 +70,7 @@ class BookDecoder(nn.Module):
         super().__init__()
         self.in_channels = tuple(in_channels)
         sides = zip(self.in_channels, laterals, strict=True)
-        self.laterals = nn.ModuleList(convolved(c, side, 1) for c, side in sides)
+        self.laterals = nn.ModuleList(conv_bn_relu(c, side, 1) for c, side in sides)
         s1, s2, s3, s4, s5 = laterals
         w4, w3, w2, w1 = widths
         self.merge4 = Merge(s5, s4, w4)

@@ -131,9 +131,10 @@ class StateGRU(nn.Module):
 
     `forward(pyramid, words)` takes the encoder's five maps and the words so far,
     `[B, T]` numbers below `words`, and returns logits of the word after each,
-    `[B, T, words]`. It is `say(read(pyramid), words)`, so that an image is read
-    once and spoken about often. Raises `ValueError` for maps of other channels,
-    for words that are not `[B, T]`, `TypeError` for words that are no integers.
+    `[B, T, words]`. It is `decode(encode(pyramid), words)`, so that an image is
+    encoded once, however many words follow. Raises `ValueError` for maps of other
+    channels, for words that are not `[B, T]`, `TypeError` for words that are no
+    integers.
 
     After Vinyals et al., Show and Tell, CVPR 2015: there an LSTM's first input.
     """
@@ -145,15 +146,15 @@ class StateGRU(nn.Module):
         self.cell = nn.GRUCell(width, width)
         self.head = nn.Linear(width, words)
 
-    def read(self, pyramid: Pyramid) -> Tensor:
+    def encode(self, pyramid: Pyramid) -> Tensor:
         return self.bridge(pyramid)  # [B, width]
 
-    def say(self, memory: Tensor, words: Tensor) -> Tensor:
+    def decode(self, memory: Tensor, words: Tensor) -> Tensor:
         check_words(words, memory.shape[0])
         return self.head(unroll(self.cell, self.embed(words), memory))
 
     def forward(self, pyramid: Pyramid, words: Tensor) -> Tensor:
-        return self.say(self.read(pyramid), words)
+        return self.decode(self.encode(pyramid), words)
 
 
 SLOWEST = 0.01  # radians a step; the fastest wave has 1
@@ -304,9 +305,9 @@ class CaptionBlock(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.own = CausalAttention(width)
-        self.look = CrossAttention(width)
-        self.think = nn.Sequential(
+        self.self_attention = CausalAttention(width)
+        self.cross_attention = CrossAttention(width)
+        self.mlp = nn.Sequential(
             nn.LayerNorm(width),
             nn.Linear(width, 2 * width),
             nn.GELU(),
@@ -314,8 +315,8 @@ class CaptionBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        x = self.look(self.own(x), memory)
-        return x + self.think(x)
+        x = self.cross_attention(self.self_attention(x), memory)
+        return x + self.mlp(x)
 
 
 class CaptionTransformer(nn.Module):
@@ -334,7 +335,7 @@ class CaptionTransformer(nn.Module):
         self.first, self.second = CaptionBlock(width), CaptionBlock(width)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, words))
 
-    def read(self, pyramid: Pyramid) -> Tensor:
+    def encode(self, pyramid: Pyramid) -> Tensor:
         return self.tokens(pyramid)  # [B, N, width]
 
     def start(self, memory: Tensor, words: Tensor) -> Tensor:
@@ -343,20 +344,21 @@ class CaptionTransformer(nn.Module):
         x = self.embed(words)
         return x + waves(order, x.shape[2]).to(x.dtype)
 
-    def say(self, memory: Tensor, words: Tensor) -> Tensor:
+    def decode(self, memory: Tensor, words: Tensor) -> Tensor:
         x = self.first(self.start(memory, words), memory)
         return self.head(self.second(x, memory))
 
-    def looks(self, memory: Tensor, words: Tensor) -> Tensor:
+    def attention_weights(self, memory: Tensor, words: Tensor) -> Tensor:
         """Return where both layers look, before each word: `[B, 2, T, N]`."""
         x, found = self.start(memory, words), list[Tensor]()
         for block in (self.first, self.second):
-            found.append(block.look.weights(block.own(x), memory))
+            queries = block.self_attention(x)
+            found.append(block.cross_attention.weights(queries, memory))
             x = block(x, memory)
         return torch.stack(found, dim=1)
 
     def forward(self, pyramid: Pyramid, words: Tensor) -> Tensor:
-        return self.say(self.read(pyramid), words)
+        return self.decode(self.encode(pyramid), words)
 
 
 def caption_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -377,11 +379,11 @@ def caption_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 class Captioner(Protocol):
-    """What can read an image once and say the next word after any words so far."""
+    """What can encode an image once and give logits of the word after any words."""
 
-    def read(self, pyramid: Pyramid) -> Tensor: ...
+    def encode(self, pyramid: Pyramid) -> Tensor: ...
 
-    def say(self, memory: Tensor, words: Tensor) -> Tensor: ...
+    def decode(self, memory: Tensor, words: Tensor) -> Tensor: ...
 
 
 def next_word(decoder: Captioner, memory: Tensor, words: Tensor) -> Tensor:
@@ -389,7 +391,7 @@ def next_word(decoder: Captioner, memory: Tensor, words: Tensor) -> Tensor:
 
     PAD and START never follow; after END only PAD does, with certainty.
     """
-    scores = decoder.say(memory, words)[:, -1].float()
+    scores = decoder.decode(memory, words)[:, -1].float()
     scores[:, [PAD, START]] = -torch.inf
     only_pad = torch.full_like(scores, -torch.inf)
     only_pad[:, PAD] = 0
@@ -404,7 +406,7 @@ def greedy(decoder: Captioner, pyramid: Pyramid, longest: int = 40) -> Tensor:
     START is left out; after END come PADs; what is cut off at `longest` has no END.
     Raises what `decoder` does.
     """
-    memory = decoder.read(pyramid)
+    memory = decoder.encode(pyramid)
     words = memory.new_full((len(memory), 1), START, dtype=torch.long)
     for _ in range(longest):
         best = next_word(decoder, memory, words).argmax(1, keepdim=True)
@@ -426,7 +428,7 @@ def beam_search(
     """
     if beams < 1:
         raise ValueError(f"Expected at least one beam, got {beams}.")
-    memory = decoder.read(pyramid)
+    memory = decoder.encode(pyramid)
     batch = len(memory)
     memory = memory.repeat_interleave(beams, dim=0)
     words = memory.new_full((batch * beams, 1), START, dtype=torch.long)
@@ -451,7 +453,7 @@ def log_likelihood(decoder: Captioner, pyramid: Pyramid, words: Tensor) -> Tenso
 
     `words` are `[B, T]`, as `Vocabulary.encode` returns them, START first.
     """
-    logits = decoder.say(decoder.read(pyramid), words[:, :-1]).float()
+    logits = decoder.decode(decoder.encode(pyramid), words[:, :-1]).float()
     logits[..., [PAD, START]] = -torch.inf
-    said = logits.log_softmax(2).gather(2, words[:, 1:, None])[..., 0]
-    return said.masked_fill(words[:, 1:] == PAD, 0).sum(1)
+    scores = logits.log_softmax(2).gather(2, words[:, 1:, None])[..., 0]
+    return scores.masked_fill(words[:, 1:] == PAD, 0).sum(1)

@@ -120,7 +120,7 @@ class BesideImage(nn.Module):
         return self.head(self.relu(self.conv(x)))
 
 
-def convolved(
+def conv_bn_relu(
     in_channels: int, out_channels: int, kernel: int = 1, rate: int = 1
 ) -> nn.Sequential:
     """Return a convolution, BatchNorm and ReLU that keep the map's size.
@@ -239,9 +239,9 @@ class ASPP(nn.Module):
     ):
         super().__init__()
         self.in_channels = in_channels
-        self.point = convolved(in_channels, out_channels)
+        self.point = conv_bn_relu(in_channels, out_channels)
         self.dilated = nn.ModuleList(
-            convolved(in_channels, out_channels, kernel=3, rate=rate)
+            conv_bn_relu(in_channels, out_channels, kernel=3, rate=rate)
             for rate in rates
         )
         self.whole = PooledContext(in_channels, out_channels, grid=1)
@@ -281,7 +281,7 @@ class ContextDecoder(nn.Module):
         self.in_channels, self.level = tuple(in_channels), level
         self.context = context(in_channels[level - 1], width)
         self.detail = nn.Conv2d(in_channels[1], width // 2, 1, bias=False)
-        self.join = convolved(width + width // 2, width, kernel=3)
+        self.join = conv_bn_relu(width + width // 2, width, kernel=3)
         self.head = nn.Conv2d(width, out_channels, 1)
 
     def forward(self, pyramid: Pyramid) -> Tensor:

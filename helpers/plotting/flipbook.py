@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers.pictures import INK, PAPER, Picture, as_image, check_alt, picture
+from helpers.plotting.pictures import INK, PAPER, Picture, as_image, check_alt, picture
 
 WIDTH = 640  # CSS pixels
 STORED = 960  # pixels: a flipbook carries all its frames, so each must be small
