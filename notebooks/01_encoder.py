@@ -657,7 +657,7 @@ print("receptive fields in pixels, by formula:", by_formula)
 
 
 # %%
-def sight(level, x):
+def input_gradient(level, x):
     """How strongly the middle of a map reacts to each pixel, [H, W]."""
     x = x.clone().requires_grad_()
     map_ = encoder(x)[level]
@@ -669,8 +669,8 @@ def sight(level, x):
 astronaut = (
     torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1)[None].float() / 255
 )
-sights = [sight(level, normalize(astronaut)) for level in range(5)]
-rows = [torch.nonzero(s.sum(dim=1)).flatten() for s in sights]
+reactions = [input_gradient(level, normalize(astronaut)) for level in range(5)]
+rows = [torch.nonzero(s.sum(dim=1)).flatten() for s in reactions]
 by_gradient = [int(r.max() - r.min() + 1) for r in rows]
 print("receptive fields in pixels, by gradient:", by_gradient)
 assert by_gradient == by_formula
@@ -684,7 +684,7 @@ frames = [
     plotting.show_heatmaps(
         astronaut[0], [s], alt=f"What one position of c{n} sees."
     )
-    for n, s in enumerate(sights, start=1)
+    for n, s in enumerate(reactions, start=1)
 ]
 plotting.flipbook(
     frames,
@@ -709,7 +709,7 @@ def effective_side(s, share=0.9):
             return 2 * radius + 1
 
 
-effective = [effective_side(s) for s in sights]
+effective = [effective_side(s) for s in reactions]
 assert effective[4] < 0.6 * by_formula[4], "c5 uses much less than it could"
 
 # %% tags=["nbval-ignore-output"]
@@ -828,7 +828,7 @@ assert left_out == drifts["requires_grad = False"]
 
 # %%
 @torch.no_grad()
-def named(network):
+def object_accuracy(network):
     """Of the objects' pixels, those that the probe on c4 names right, in %."""
     out = segment(probes["c4"], network.eval()(normalize(unseen_images)))
     shape = out[:, 1:].argmax(dim=1) + 1
@@ -837,11 +837,11 @@ def named(network):
 
 # %% tags=["nbval-ignore-output"]
 for name, network_ in networks.items():
-    print(f"{name:21} {named(network_):.0f} % of the pixels named right")
+    print(f"{name:21} {object_accuracy(network_):.0f} % of the pixels named right")
 
 # %%
-assert named(networks["requires_grad = False"]) < which[3] - 5
-assert named(networks["frozen=True"]) == which[3]
+assert object_accuracy(networks["requires_grad = False"]) < which[3] - 5
+assert object_accuracy(networks["frozen=True"]) == which[3]
 
 # %% [markdown]
 # No error, and a decoder that "learns but evaluates badly". Frozen means *both*: no gradients, and BatchNorm in
@@ -929,22 +929,22 @@ assert same_shape["pretrained"] > same_shape["random"] + 5
 # %% [markdown]
 # Now by measurement, level by level, and with three questions at once. At a pixel, a linear readout of
 # each level is asked: which *colour* is here? Is there an *edge* within two pixels? Which *shape* does
-# this pixel belong to? `python -m experiments.levels` asks them with three seeds, for a pretrained
-# and a random encoder, and writes down what it finds; the picture below is drawn from that record.
+# this pixel belong to? `python -m experiments.chapters.encoder.levels` asks them with three seeds, for a
+# pretrained and a random encoder, and writes down what it finds; the picture below is drawn from that record.
 # (R² and accuracy, balanced over the shapes, are 1 at best; guessing has R² 0, AUC ½ and accuracy ⅙.)
 
 # %%
-measured = records.load("levels")
+readouts = records.of("levels")
 questions = {"colour": "R²", "edge": "AUC", "shape": "accuracy"}
 
 
 def scores(question, weights):
     """Scores at c1 to c5, one row for each seed, [seeds, 5]."""
-    runs = [r for r in measured if r["weights"] == weights]
+    runs = readouts.where(weights=weights)
     return torch.tensor([run["scores_c1_to_c5"][question] for run in runs])
 
 
-assert len({r["seed"] for r in measured}) >= 3
+assert len({run["seed"] for run in readouts}) >= 3
 
 # %% tags=["nbval-ignore-output"]
 names = {"bundled": "pretrained", "random": "random"}
@@ -981,22 +981,19 @@ assert colour["random"][:, 2:].min() > colour["pretrained"][:, 2:].max()
 # meaning it loses in place.
 #
 # So much for reading off. What does it mean for a decoder with layers of its own? `python -m
-# experiments.scenes` trains three of them on scenes, with nearly the same number of parameters and
+# experiments.chapters.encoder.scenes` trains three of them on scenes, with nearly the same number of parameters and
 # the same number of steps: one that sees `c5` alone, one that sees all five maps, and one that sees
 # the five maps of a random encoder. *mIoU* is the overlap of predicted and true masks, averaged over
 # the seven classes.
 
 # %%
-trainings = records.load("scenes")
+trainings = records.of("scenes")
 decoders = {
     "c5 alone, pretrained": "c5, bundled",
     "c1…c5, random": "c1…c5, random",
     "c1…c5, pretrained": "c1…c5, bundled",
 }
-overlap = {
-    name: [run["miou"] for run in trainings if run["what"] == what]
-    for name, what in decoders.items()
-}
+overlap = {name: trainings.values("scenes", w) for name, w in decoders.items()}
 assert all(len(runs) >= 3 for runs in overlap.values())
 
 # %% tags=["nbval-ignore-output"]
@@ -1008,10 +1005,9 @@ plotting.show_bars(
 )
 
 # %%
-lowest = min(overlap["c1…c5, pretrained"])
-assert lowest > max(overlap["c5 alone, pretrained"]) + 18
-assert lowest > max(overlap["c1…c5, random"]) + 20
-assert max(overlap["c1…c5, random"]) < min(overlap["c5 alone, pretrained"])
+assert trainings.margin("scenes", "c1…c5, bundled", "c5, bundled") > 18
+assert trainings.margin("scenes", "c1…c5, bundled", "c1…c5, random") > 20
+assert trainings.margin("scenes", "c5, bundled", "c1…c5, random") > 0
 
 # %% [markdown]
 # The early maps are worth some twenty points here, pretraining even more, and you need both: the maps bring
@@ -1025,30 +1021,28 @@ assert max(overlap["c1…c5, random"]) < min(overlap["c5 alone, pretrained"])
 # encoder frozen and fine-tuned, and reports on scenes and on a drive that no training saw.
 
 # %%
-transfers = records.load("encoder")
+evidence = records.of("encoder")
 encoders = ["random", "first", "bundled"]
 
 
 def transfer(where, how):
-    """mIoU in %, one row for each seed, one column for each encoder."""
-    found = {
-        (r["what"], r["seed"]): r["miou"] for r in transfers if r["data"] == where
-    }
-    seeds = sorted({seed for _, seed in found})
-    return torch.tensor(
-        [[found[f"{name}, {how}", seed] for name in encoders] for seed in seeds]
-    )
+    """mIoU in %, one row for each encoder, one column for each seed."""
+    return [evidence.values(where, f"{name}, {how}") for name in encoders]
 
 
 worth = {
     where: {how: transfer(where, how) for how in ("frozen", "fine-tuned")}
     for where in ("scenes", "streets")
 }
-assert all(len(runs) >= 3 for gains in worth.values() for runs in gains.values())
+for miou in worth.values():
+    assert all(len(runs) >= 3 for rows in miou.values() for runs in rows)
 
 # %% tags=["nbval-ignore-output"]
 plotting.show_panels(
-    {f"{where}: mIoU, %": gains for where, gains in worth.items()},
+    {
+        f"{where}: mIoU, %": {how: torch.tensor(r).T for how, r in miou.items()}
+        for where, miou in worth.items()
+    },
     x=encoders,
     xlabel="weights of the encoder",
     alt="mIoU jumps from random to the first weights; the step to the bundled "
@@ -1057,22 +1051,19 @@ plotting.show_panels(
 
 # %% tags=["nbval-ignore-output"]
 print(f"{'mIoU, %':20}" + "".join(f"{name:>20}" for name in encoders))
-for where, gains in worth.items():
-    for how, runs in gains.items():
-        cells = [f"{r.mean():.1f} ({r.min():.1f}–{r.max():.1f})" for r in runs.T]
-        print(f"{where + ', ' + how:20}" + "".join(f"{cell:>20}" for cell in cells))
+for where, miou in worth.items():
+    for how, rows in miou.items():
+        cells = [f"{records.spread(runs):>20}" for runs in rows]
+        print(f"{where + ', ' + how:20}" + "".join(cells))
 
 # %%
-for gains in worth.values():
-    random, first, bundled = gains["frozen"].T
-    assert bundled.min() > random.max() + 5
-
-for runs in worth["scenes"].values():
-    random, first, bundled = runs.T
-    assert bundled.min() > first.max() + 1
+for where in worth:
+    assert evidence.margin(where, "bundled, frozen", "random, frozen") > 5
 for how, low, high in (("frozen", -0.5, 0.5), ("fine-tuned", -2, -0.5)):
-    random, first, bundled = worth["streets"][how].T
-    assert low < bundled.mean() - first.mean() < high
+    bundled, first = f"bundled, {how}", f"first, {how}"
+    assert evidence.margin("scenes", bundled, first) > 1
+    ahead = evidence.mean("streets", bundled) - evidence.mean("streets", first)
+    assert low < ahead < high
 
 # %% [markdown]
 # The large step, from random to pretrained, pays everywhere. The small one, from the first weights to
@@ -1112,17 +1103,19 @@ def check_sizes(answer):
             tuple(m.shape[-2:])
             for m in encoder(normalize(torch.rand(1, 3, height, width)))
         ]
-        said = answer(height, width)
-        if said is None:
+        predicted = answer(height, width)
+        if predicted is None:
             return print("Nothing returned yet: return five (height, width) pairs.")
-        said = [tuple(pair) for pair in said]
-        if said == [(height // 2**n, width // 2**n) for n in range(1, 6)] != truth:
+        predicted = [tuple(pair) for pair in predicted]
+        floor = [(height // 2**n, width // 2**n) for n in range(1, 6)]
+        if predicted == floor != truth:
             return print(
                 f"You round down. At {height} × {width} the encoder gives {truth}."
             )
-        if said != truth:
+        if predicted != truth:
             return print(
-                f"At {height} × {width} you say {said}; the encoder gives {truth}."
+                f"At {height} × {width} you say {predicted}; "
+                f"the encoder gives {truth}."
             )
     print("Right, at every size: each halving rounds up.")
 

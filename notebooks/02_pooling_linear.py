@@ -64,7 +64,7 @@ from helpers.encoder import ResNet18Encoder, Segmenter, load_bundled, normalize
 from helpers.errors import explaining
 from helpers.inspection import count_parameters, pyramid_levels, shapes
 from helpers.metrics import SegmentationLoss, class_weights
-from helpers.training import budget, evaluate, fit, plot_histories, predict
+from helpers.training import budget, evaluate, fit, predict
 
 # %% [markdown]
 # ## The problem as a picture
@@ -529,7 +529,7 @@ loss = SegmentationLoss(class_weights=class_weights((m for _, m in train), class
 def learn(decoder, data, loss):
     """A model and its history."""
     model = Segmenter(encoder, decoder)
-    history = fit(model, data, epochs=epochs, rate=5e-3, loss=loss, flip=False)
+    history = fit(model, data, epochs=epochs, lr=5e-3, loss=loss, flip=False)
     return model.cpu(), history  # fit may have taken it to a GPU
 
 
@@ -537,7 +537,7 @@ segmenters = {n: learn(make(classes), train, loss) for n, make in makers.items()
 painters = {n: learn(make(3), portraits, F.mse_loss) for n, make in makers.items()}
 
 # %% tags=["nbval-ignore-output"]
-plot_histories(
+plotting.show_histories(
     {name: history for name, (_, history) in segmenters.items()},
     alt="Both losses fall, the map's lower; its mIoU climbs higher.",
 )
@@ -716,39 +716,23 @@ plotting.show_images(
 # `python -m experiments.claims pooling_linear --on scenes` trains the decoders with three seeds on 400
 # scenes; `--on streets --only nothing vector map` trains three of them on **CamVid**'s 266 street
 # photographs. Both report on scenes and streets that no training saw.
-# `python -m experiments.pooling_linear_probe` asks the vectors themselves, by linear readouts, three
-# times with 1,000 scenes to learn from and 500 to report on.
+# `python -m experiments.chapters.pooling_linear.analysis` asks the vectors themselves, by linear readouts,
+# three times with 1,000 scenes to learn from and 500 to report on.
 
 # %%
-trials, probes = (
-    sorted(records.load(name), key=lambda r: r["seed"])
-    for name in ("pooling_linear", "pooling_linear_probe")
-)
+evidence = records.of("pooling_linear", "pooling_linear_probe")
 places = ("scenes", "streets")
 
 
-def measured(where, what, key="miou"):
-    """One value for each seed."""
-    return [r[key] for r in trials if (r["data"], r["what"]) == (where, what)]
-
-
-def margin(where, better, worse, key="miou"):
-    """The worst seed of the one minus the best seed of the other."""
-    return min(measured(where, better, key)) - max(measured(where, worse, key))
-
-
-def told(question, what, padding="zeros"):
-    """What the readouts of a pooling told, one row for each seed."""
-    found = [r[question][what] for r in probes if r["what"] == padding]
-    return torch.tensor(found)
+def readout(question, what, padding="zeros"):
+    """The scores of a pooling's readouts, one row for each seed."""
+    return torch.tensor(evidence.values("scenes", padding, question, what))
 
 
 fed = ("nothing", "vector", "map")
-assert all(len(measured(w, what)) >= 3 for w in places for what in fed)
-assert len(told("position", "average")) == len(
-    told("position", "average", "circular")
-)
-assert len(told("position", "average")) >= 3
+assert all(len(evidence.values(w, what)) >= 3 for w in places for what in fed)
+for padding in ("zeros", "circular"):
+    assert len(readout("position", "average", padding)) >= 3
 
 # %% [markdown]
 # **A bottleneck vector loses position.** Three decoders with the same painter. One has the map, one
@@ -758,7 +742,7 @@ assert len(told("position", "average")) >= 3
 for where in places:
     display(
         plotting.show_bars(
-            {what: measured(where, what) for what in fed},
+            {what: evidence.values(where, what) for what in fed},
             ylabel=f"mIoU on unseen {where}, %",
             highlight="vector",
             alt=f"mIoU on {where}, fed by nothing, by a vector and by the map.",
@@ -768,25 +752,17 @@ for where in places:
 # %% tags=["nbval-ignore-output"]
 for where in places:
     for what in fed:
-        rims = torch.tensor(measured(where, what, "boundary_miou"))
-        print(f"{where:8} {what:8} boundary IoU {rims.mean():.1f} %")
+        boundary = evidence.mean(where, what, "boundary_miou")
+        print(f"{where:8} {what:8} boundary IoU {boundary:.1f} %")
 
 # %%
 for where in places:
-    assert margin(where, "map", "vector") > 8
-    assert margin(where, "map", "vector", "boundary_miou") > 0
-    assert margin(where, "vector", "nothing") > 4
-nothing, vector = measured("streets", "nothing"), measured("streets", "vector")
+    assert evidence.margin(where, "map", "vector") > 8
+    assert evidence.margin(where, "map", "vector", "boundary_miou") > 0
+    assert evidence.margin(where, "vector", "nothing") > 4
+nothing, vector = (evidence.span("streets", what) for what in ("nothing", "vector"))
 assert min(nothing) > 0.6 * max(vector)
-road = [
-    [
-        r["iou"]["road"]
-        for r in trials
-        if (r["data"], r["what"]) == ("streets", what)
-    ]
-    for what in ("nothing", "vector")
-]
-assert min(road[0]) > max(road[1])
+assert evidence.margin("streets", "nothing", "vector", "iou", "road") > 0
 
 # %% [markdown]
 # The claim holds in both places: the map is more than 8 points of mIoU ahead. A vector is more than 4
@@ -824,7 +800,7 @@ steps = {
     "grid 4×4": "256 numbers from 4 × 4 cells",
     "map": "the map itself, 8,192 numbers",
 }
-stored = {r["what"]: r for r in probes if r["what"].startswith("drawn")}
+stored = {r["what"]: r for r in evidence if r["what"].startswith("drawn")}
 
 
 def drawn(what):
@@ -852,19 +828,19 @@ plotting.flipbook(
 
 # %% tags=["nbval-ignore-output"]
 plotting.show_bars(
-    {what: measured("scenes", what) for what in ("nothing", *steps)},
+    {what: evidence.values("scenes", what) for what in ("nothing", *steps)},
     ylabel="mIoU on unseen scenes, %",
     highlight="vector",
     alt="mIoU climbs little with the width, more with the grid and the map.",
 )
 
 # %%
-assert margin("scenes", "vector", "vector of 4") > 0
-assert margin("scenes", "vector of 4", "vector") > -3
-assert margin("scenes", "grid 2×2", "vector") > 3
-more = sum(measured("scenes", "grid 4×4")) - sum(measured("scenes", "grid 2×2"))
-assert abs(more / 3) < 1
-assert margin("scenes", "map", "grid 4×4") > 5
+assert evidence.margin("scenes", "vector", "vector of 4") > 0
+assert evidence.margin("scenes", "vector of 4", "vector") > -3
+assert evidence.margin("scenes", "grid 2×2", "vector") > 3
+more = evidence.mean("scenes", "grid 4×4") - evidence.mean("scenes", "grid 2×2")
+assert abs(more) < 1
+assert evidence.margin("scenes", "map", "grid 4×4") > 5
 
 # %% [markdown]
 # From 4 to 256 numbers little is gained: this decoder gets no more from the average. 256 numbers from
@@ -880,7 +856,7 @@ assert margin("scenes", "map", "grid 4×4") > 5
 sizes = ["below 24", "24 to 40", "40 to 56", "above 56"]
 readouts = ("guessing", "average", "grid 2×2", "grid 4×4")
 plotting.show_curves(
-    {what: told("position", what)[:, :4] for what in readouts},
+    {what: readout("position", what)[:, :4] for what in readouts},
     x=sizes,
     xlabel="side of the object, pixels",
     ylabel="error, pixels",
@@ -888,18 +864,18 @@ plotting.show_curves(
 )
 
 # %%
-error = {what: told("position", what)[:, 4] for what in readouts}
+error = {what: readout("position", what)[:, 4] for what in readouts}
 signature = error["guessing"] - error["average"]
 guessed, wrapped_error = (
-    told("position", what, "circular")[:, 4] for what in ("guessing", "average")
+    readout("position", what, "circular")[:, 4] for what in ("guessing", "average")
 )
 unsigned = guessed - wrapped_error
 print("measured in", len(signature), "runs of 500 scenes")
 assert signature.min() > 3 and signature.max() < 8
-better = told("position", "guessing") - told("position", "average")
+better = readout("position", "guessing") - readout("position", "average")
 assert better.mean(dim=0).min() > 0
 for what in readouts:
-    assert (told("position", what)[:, 3] < told("position", what)[:, 0]).all()
+    assert (readout("position", what)[:, 3] < readout("position", what)[:, 0]).all()
 assert (error["average"] - error["grid 2×2"] > 0.8 * signature).all()
 assert (error["grid 2×2"] - error["grid 4×4"]).abs().max() < 2
 assert unsigned.max() < signature.min()
@@ -922,7 +898,7 @@ plotting.show_bars(
 )
 
 # %%
-lost = told("position", "grid 2×2", "circular")[:, 4] - error["grid 2×2"]
+lost = readout("position", "grid 2×2", "circular")[:, 4] - error["grid 2×2"]
 assert lost.min() > 0 and lost.max() < 4
 
 # %% [markdown]
@@ -939,7 +915,7 @@ pools = ("average", "GeM", "max", "grid 4×4")
 plotting.show_panels(
     {
         "area under the curve, %": {
-            what: 100 * told("presence", what)[:, :4] for what in pools
+            what: 100 * readout("presence", what)[:, :4] for what in pools
         }
     },
     x=["4 to 8", "8 to 16", "16 to 32", "above 32"],
@@ -948,13 +924,13 @@ plotting.show_panels(
 )
 
 # %%
-present = {what: 100 * told("presence", what)[:, 4] for what in pools}
+present = {what: 100 * readout("presence", what)[:, 4] for what in pools}
 for what in ("GeM", "max"):
     ahead = present[what] - present["average"]
     assert ahead.min() > 0 and ahead.max() < 2
-assert max(told("presence", what)[:, 0].max() for what in pools) < 0.65
+assert max(readout("presence", what)[:, 0].max() for what in pools) < 0.65
 assert (present["average"] > present["grid 4×4"]).all()
-sized = told("presence", "average")
+sized = readout("presence", "average")
 assert (sized[:, 3] - sized[:, 0]).min() > 0.15
 assert present["average"].min() > 70
 
@@ -974,7 +950,7 @@ kinds = ("any other", "nearest tint", "average", "GeM", "max")
 def shared(kind, key):
     """One value for each seed."""
     kind = {"nearest tint": "mean colour"}.get(kind, kind)
-    return [r["neighbours"][kind][key] for r in probes if r["what"] == "zeros"]
+    return evidence.values("scenes", "zeros", "neighbours", kind, key)
 
 
 plotting.show_bars(
@@ -1081,16 +1057,16 @@ def check_inputs(answer):
         image = torch.rand(1, 3, height, width)
         c5 = encoder(normalize(image)).c5
         pooled = c5 if grid is None else F.adaptive_avg_pool2d(c5, grid)
-        said, true = answer(height, width, grid), pooled.numel()
+        predicted, true = answer(height, width, grid), pooled.numel()
         what = f"{height} × {width}, " + (f"grid {grid}" if grid else "no grid")
-        if said is None:
+        if predicted is None:
             return print("Nothing returned yet: return a number.")
-        if said == 512 * (height // 32) * (width // 32) != true:
+        if predicted == 512 * (height // 32) * (width // 32) != true:
             return print(f"{what}: you round down; the encoder rounds up.")
-        if grid and said == 512 * grid != true:
+        if grid and predicted == 512 * grid != true:
             return print(f"{what}: the grid has {grid} rows and {grid} columns.")
-        if said != true:
-            return print(f"{what}: you say {said:,}; there are {true:,}.")
+        if predicted != true:
+            return print(f"{what}: you say {predicted:,}; there are {true:,}.")
     print("Right. With a grid, the image's size does not enter.")
 
 
@@ -1129,18 +1105,18 @@ def check_places(answer):
         "flatten": (nn.Sequential(nn.Flatten(), nn.Linear(512 * 24, 8)), True),
     }
     for name, (bridge, truth) in bridges.items():
-        said = answer(bridge, c5)
-        if said is None:
+        predicted = answer(bridge, c5)
+        if predicted is None:
             return print("Nothing returned yet: return True or False.")
         if not torch.equal(c5, before):
             return print("You changed the map itself: shuffle a copy.")
-        if said and not truth:
+        if predicted and not truth:
             return print(
                 f"{name} knows no places, yet you say it does. Did you shuffle "
                 "positions only, all channels alike? Then it is rounding: sums in "
                 "another order. Use torch.allclose(…, atol=1e-4)."
             )
-        if truth and not said:
+        if truth and not predicted:
             return print(
                 f"{name} knows places, yet you say it does not. Did the positions "
                 "really move?"

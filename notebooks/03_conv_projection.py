@@ -376,17 +376,17 @@ for way, (start, end) in ways.items():
 # grid has to be stored on top. The other way round, from a fine map to a coarse grid, resizing comes
 # first. The rule is: **project on the smaller of the two grids.**
 #
-# MACs leave out the resizing itself. `python -m experiments.conv_projection_order` lets both orders take
-# turns on one CPU core, three seeds, and records how many times longer resizing first takes. The bars are for
-# single steps, the line below them for a whole decoder, the one that you build below:
+# MACs leave out the resizing itself. `python -m experiments.chapters.conv_projection.analysis` lets both
+# orders take turns on one CPU core, three seeds, and records how many times longer resizing first takes. The
+# bars are for single steps, the line below them for a whole decoder, the one that you build below:
 
 # %%
-timings = records.load("conv_projection_order")
+timings = records.of("conv_projection_order")
 
 
-def times(what, key="latency"):
+def times(what, field="latency"):
     """How many times longer it takes to resize first; one value for each seed."""
-    return [r[key] for r in timings if r["what"] == what]
+    return timings.values("scenes", what, field)
 
 
 assert all(len(times(way)) >= 3 for way in (*ways, "whole decoder"))
@@ -701,7 +701,7 @@ def train_with(width):
     torch.manual_seed(0)
     decoder = AdaptedDecoder(encoder.out_channels, classes, width)
     model = Segmenter(encoder, decoder)
-    history = fit(model, train, epochs=epochs, rate=1e-2, loss=loss, flip=False)
+    history = fit(model, train, epochs=epochs, lr=1e-2, loss=loss, flip=False)
     return model, history
 
 
@@ -761,7 +761,7 @@ assert abs(scored[128].miou - scored[64].miou) < 5
 
 # %%
 @torch.no_grad()
-def shares(decoder, maps):
+def deviations(decoder, maps):
     """How far each skip's projection is from its average, [h, w] each, by name."""
     joins = {"c3": decoder.adapt3, "c4": decoder.adapt4, "c5": decoder.adapt5}
     found = {}
@@ -777,12 +777,12 @@ torch.manual_seed(0)
 random = AdaptedDecoder(encoder.out_channels, classes).eval()
 with torch.no_grad():
     maps = encoder(normalize(images[[chosen]]))
-spoken = shares(decoder, maps), shares(random, maps)
+found = deviations(decoder, maps), deviations(random, maps)
 
 # %% tags=["nbval-ignore-output"]
 plotting.show_heatmaps(
     images[chosen],
-    [share for each in spoken for share in each.values()],
+    [deviation for each in found for deviation in each.values()],
     titles=[
         f"{name}, {how}"
         for how in ("trained", "random")
@@ -794,8 +794,8 @@ plotting.show_heatmaps(
 
 # %%
 objects = masks[chosen] > 0
-for share in (*spoken[0].values(), *spoken[1].values()):
-    large = F.interpolate(share[None, None], objects.shape, mode="bilinear")
+for deviation in (*found[0].values(), *found[1].values()):
+    large = F.interpolate(deviation[None, None], objects.shape, mode="bilinear")
     inside, outside = large[0, 0][objects], large[0, 0][~objects]
     assert inside.mean() > 1.2 * outside.mean()
 
@@ -815,21 +815,9 @@ for share in (*spoken[0].values(), *spoken[1].values()):
 # a third. What follows is read from its records.
 
 # %%
-trials = sorted(records.load("conv_projection"), key=lambda r: r["seed"])
+evidence = records.of("conv_projection")
 places = ("scenes", "streets")
-
-
-def measured(where, what, key="miou"):
-    """One value for each seed."""
-    return [r[key] for r in trials if (r["data"], r["what"]) == (where, what)]
-
-
-def margin(where, better, worse, key="miou"):
-    """The worst seed of the one minus the best seed of the other."""
-    return min(measured(where, better, key)) - max(measured(where, worse, key))
-
-
-assert all(len(measured(where, what)) >= 3 for where in places for what in adapters)
+assert all(len(evidence.values(w, what)) >= 3 for w in places for what in adapters)
 
 # %% [markdown]
 # **Naive reshaping fails.** The same decoder, once with `reshape` in place of the projections (and a 1×1 on
@@ -839,7 +827,7 @@ assert all(len(measured(where, what)) >= 3 for where in places for what in adapt
 # %% tags=["nbval-ignore-output"]
 plotting.show_bars(
     {
-        name: measured("scenes", what)
+        name: evidence.values("scenes", what)
         for name, what in {
             "reshape": "reshaped",
             "first 64 channels": "first 64 channels",
@@ -852,11 +840,10 @@ plotting.show_bars(
 )
 
 # %%
-assert margin("scenes", "sum", "reshaped") > 12
-assert 1.5 < margin("scenes", "sum", "first 64 channels") < 4
-assert margin("scenes", "first 64 channels", "reshaped") > 10
-weights = {r["what"]: r["parameters"] for r in trials}
-assert weights["first 64 channels"] == weights["reshaped"]
+assert evidence.margin("scenes", "sum", "reshaped") > 12
+assert 1.5 < evidence.margin("scenes", "sum", "first 64 channels") < 4
+assert evidence.margin("scenes", "first 64 channels", "reshaped") > 10
+assert evidence.margin("scenes", "first 64 channels", "reshaped", "parameters") == 0
 
 # %% [markdown]
 # Reshaping costs more than 12 points, with as many layers, and without a word. Throwing 64 to 448 channels
@@ -868,10 +855,10 @@ assert weights["first 64 channels"] == weights["reshaped"]
 
 # %% tags=["nbval-ignore-output"]
 compared = {what: what for what in adapters} | {"sum, 128 channels": "128 channels"}
-for key, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items():
+for field, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items():
     display(
         plotting.show_bars(
-            {name: measured("scenes", w, key) for name, w in compared.items()},
+            {n: evidence.values("scenes", w, field) for n, w in compared.items()},
             ylabel=f"{label} on unseen scenes, %",
             highlight="sum",
             alt=f"{label} of five joins on scenes: 3×3 on a concatenation and 128 "
@@ -881,28 +868,25 @@ for key, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items():
 
 
 # %%
-def mean(what, where="scenes"):
-    runs = measured(where, what)
-    return sum(runs) / len(runs)
+def gain(what, over="sum", where="scenes"):
+    """Points of mIoU that one join adds to another, mean over seeds."""
+    return evidence.mean(where, what) - evidence.mean(where, over)
 
 
-assert abs(mean("concatenate") - mean("sum")) < 1
-assert -1 < mean("sum, 3×3") - mean("sum") < 0.5
-assert 0.5 < mean("concatenate, 3×3") - mean("sum") < 2
-assert margin("scenes", "concatenate, 3×3", "sum, 3×3") > 0
-assert abs(mean("128 channels") - mean("concatenate, 3×3")) < 1
+assert abs(gain("concatenate")) < 1
+assert -1 < gain("sum, 3×3") < 0.5
+assert 0.5 < gain("concatenate, 3×3") < 2
+assert evidence.margin("scenes", "concatenate, 3×3", "sum, 3×3") > 0
+assert abs(gain("128 channels", over="concatenate, 3×3")) < 1
 work = {
-    w: measured("scenes", w, "macs")[0] - macs["encoder"] for w in compared.values()
+    what: evidence.mean("scenes", what, "macs") - macs["encoder"]
+    for what in compared.values()
 }
 assert work["concatenate, 3×3"] > 13 * work["sum"]
 assert work["concatenate, 3×3"] > 4 * work["128 channels"]
 
-longer = {  # chapter 13's: 12 epochs in place of 6
-    what: [r["miou"] for r in records.load("benchmark") if r["what"] == what
-           and r["data"] == "scenes" and r.get("chosen")]
-    for what in ("1×1, summed", "1×1, concatenated, 3×3")
-}  # fmt: skip
-assert min(longer["1×1, concatenated, 3×3"]) > max(longer["1×1, summed"]) + 1.5
+longer = records.of("benchmark", chosen=True)  # chapter 13's: 12 epochs, not 6
+assert longer.margin("scenes", "1×1, concatenated, 3×3", "1×1, summed") > 1.5
 
 # %% [markdown]
 # With a 1×1, sum and concatenation are less than a point apart. They can compute the same functions; what is
@@ -917,18 +901,18 @@ assert min(longer["1×1, concatenated, 3×3"]) > max(longer["1×1, summed"]) + 1
 
 # %% tags=["nbval-ignore-output"]
 plotting.show_bars(
-    {name: measured("streets", what) for name, what in compared.items()},
+    {name: evidence.values("streets", what) for name, what in compared.items()},
     ylabel="mIoU on unseen streets, %",
     highlight="sum",
     alt="mIoU of five joins on streets: 3×3 on a concatenation is ahead.",
 )
 
 # %%
-assert abs(mean("concatenate", "streets") - mean("sum", "streets")) < 1
-assert 0 < mean("sum, 3×3", "streets") - mean("sum", "streets") < 0.7
+assert abs(gain("concatenate", where="streets")) < 1
+assert 0 < gain("sum, 3×3", where="streets") < 0.7
 for what in ("sum", "sum, 3×3", "128 channels"):
-    assert margin("streets", "concatenate, 3×3", what) > 0.3
-assert abs(mean("128 channels", "streets") - mean("sum", "streets")) < 0.5
+    assert evidence.margin("streets", "concatenate, 3×3", what) > 0.3
+assert abs(gain("128 channels", where="streets")) < 0.5
 
 # %% [markdown]
 # On streets, too, sum and concatenation are less than a point apart, and a 3×3 after the sum is worth less
@@ -942,8 +926,10 @@ assert abs(mean("128 channels", "streets") - mean("sum", "streets")) < 0.5
 # %% tags=["nbval-ignore-output"]
 by_width = {w: "sum" if w == 64 else f"{w} channels" for w in widths}
 curves = {
-    name: torch.tensor([measured("scenes", by_width[w], key) for w in widths]).T
-    for name, key in {"mIoU": "miou", "boundary IoU": "boundary_miou"}.items()
+    label: torch.tensor(
+        [evidence.values("scenes", by_width[w], field) for w in widths]
+    ).T
+    for field, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items()
 }
 plotting.show_curves(
     curves,
@@ -954,11 +940,11 @@ plotting.show_curves(
 )
 
 # %%
-assert margin("scenes", "16 channels", "4 channels") > 10
-assert 1 < margin("scenes", "sum", "16 channels") < 4
-assert 0 < mean("128 channels") - mean("sum") < 2
+assert evidence.margin("scenes", "16 channels", "4 channels") > 10
+assert 1 < evidence.margin("scenes", "sum", "16 channels") < 4
+assert 0 < gain("128 channels") < 2
 assert 2.9 < work["128 channels"] / work["sum"] < 3.1
-assert 0 < mean("sum") - mean("32 channels") < 2
+assert 0 < gain("sum", over="32 channels") < 2
 
 # %% [markdown]
 # From 4 to 16 channels, more than 10 points; from 16 to 64, two or three; from 64 to 128, one more, for three
@@ -988,9 +974,9 @@ assert 0 < mean("sum") - mean("32 channels") < 2
 # %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
 def check_cut(answer):
     for channels, rest in [(5, 7), (3, 4)]:
-        said = found_in_cut(answer, channels, rest)
-        if said:
-            return print(said)
+        wrong = found_in_cut(answer, channels, rest)
+        if wrong:
+            return print(wrong)
     print("Right: a concatenation and a 1×1 were a sum all along.")
 
 
@@ -1107,19 +1093,19 @@ check_unflatten(unflatten_solution)
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
 def check_width(answer):
-    means = {width: mean(by_width[width]) for width in widths}
+    means = {width: evidence.mean("scenes", by_width[width]) for width in widths}
     good = [w for w in widths if means[w] > max(means.values()) - 3]
-    said = answer()
-    if said is None:
+    width = answer()
+    if width is None:
         return print("Nothing returned yet: return a number of channels.")
-    if said not in means:
-        return print(f"{said!r} was not measured: {', '.join(map(str, means))}.")
-    if said not in good:
-        short = max(means.values()) - means[said]
-        return print(f"{said} channels are {short:.1f} points below the best.")
-    if said != good[0]:
-        return print(f"{said} channels will do, but fewer do as well.")
-    print(f"Right: {said} channels, {means[said]:.1f} %.")
+    if width not in means:
+        return print(f"{width!r} was not measured: {', '.join(map(str, means))}.")
+    if width not in good:
+        short = max(means.values()) - means[width]
+        return print(f"{width} channels are {short:.1f} points below the best.")
+    if width != good[0]:
+        return print(f"{width} channels will do, but fewer do as well.")
+    print(f"Right: {width} channels, {means[width]:.1f} %.")
 
 
 # %%
@@ -1132,7 +1118,7 @@ check_width(smallest_width)
 
 # %% tags=["hide-cell", "nbval-ignore-output"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"}
 def smallest_width_solution():
-    means = {width: mean(by_width[width]) for width in widths}
+    means = {width: evidence.mean("scenes", by_width[width]) for width in widths}
     best = max(means.values())
     return next(width for width in widths if means[width] > best - 3)
 

@@ -63,7 +63,7 @@ from helpers.encoder import ResNet18Encoder, Segmenter, normalize
 from helpers.errors import explaining
 from helpers.inspection import count_macs, pyramid_levels, shapes
 from helpers.metrics import SegmentationLoss, class_weights
-from helpers.training import budget, evaluate, fit
+from helpers.training import budget, evaluate, fit, minimise
 
 # %% [markdown]
 # ## The problem as a picture
@@ -676,13 +676,13 @@ def presence_and_middle(masks: Tensor, num_classes: int) -> Tensor:
     return torch.stack([(count > 0).float(), *middles], dim=2)
 
 
-def finder_loss(said: Tensor, truth: Tensor) -> Tensor:
+def finder_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     """Cross-entropy of *it is there*, and 3 times the distance where it is.
 
     Both `[B, queries, 3]`, from a `Finder` and from `presence_and_middle`.
     """
-    there = F.binary_cross_entropy_with_logits(said[..., 0], truth[..., 0])
-    off = (said[..., 1:] - truth[..., 1:]).abs().sum(2) * truth[..., 0]
+    there = F.binary_cross_entropy_with_logits(predicted[..., 0], truth[..., 0])
+    off = (predicted[..., 1:] - truth[..., 1:]).abs().sum(2) * truth[..., 0]
     return there + 3 * off.sum() / truth[..., 0].sum().clamp(min=1)
 
 
@@ -712,21 +712,18 @@ truth = presence_and_middle(masks, 7)
 unseen_truth = presence_and_middle(unseen_masks, 7)
 
 
-def train_finder(reader, after_epoch=lambda: None):
+def train_finder(reader, after_epoch=None):
     """A finder that learned on c4: the finder and its loss after each epoch."""
-    finder, losses = Finder(reader), []
-    optimizer = torch.optim.AdamW(finder.parameters(), lr=2e-3)
-    for _ in range(epochs):
-        total = 0
-        for chosen in torch.randperm(len(c4)).split(32):
-            loss = finder_loss(finder(c4[chosen]), truth[chosen])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(chosen) / len(c4)
-        losses.append(total)
-        after_epoch()
-    return finder.eval(), losses
+    finder = Finder(reader)
+    losses = minimise(
+        finder,
+        lambda chosen, epoch: finder_loss(finder(c4[chosen]), truth[chosen]),
+        len(c4),
+        epochs=epochs,
+        batch_size=32,
+        after_epoch=after_epoch,
+    )
+    return finder, losses
 
 
 # %%
@@ -738,12 +735,12 @@ def make_reader(kind):
     return kind(256, queries=6)
 
 
-def watch():
+def watch(epoch):
     watched.append(attention_maps(attending, unseen_c4[shown : shown + 1])[0])
 
 
 attending = make_reader(QueryReader)
-watch()
+watch(0)
 finders = {
     "attending": train_finder(attending, watch),
     "averaging": train_finder(make_reader(AveragingReader)),
@@ -761,9 +758,9 @@ plotting.show_curves(
 # %% tags=["nbval-ignore-output"]
 @torch.no_grad()
 def off_by(finder):
-    """Mean distance in pixels of said and true middles, on unseen scenes."""
-    said = finder(unseen_c4)[..., 1:]
-    distance = 128 * (said - unseen_truth[..., 1:]).norm(dim=2)
+    """Mean distance in pixels of predicted and true middles, on unseen scenes."""
+    predicted = finder(unseen_c4)[..., 1:]
+    distance = 128 * (predicted - unseen_truth[..., 1:]).norm(dim=2)
     return distance[unseen_truth[..., 0] > 0].mean().item()
 
 
@@ -790,7 +787,7 @@ loss = SegmentationLoss(class_weights=class_weights((m for _, m in few), 7))
 
 def train_masks(decoder):
     model = Segmenter(encoder, decoder)
-    return model, fit(model, few, epochs=budget(4, 30), rate=4e-3, loss=loss)
+    return model, fit(model, few, epochs=budget(4, 30), lr=4e-3, loss=loss)
 
 
 torch.manual_seed(0)
@@ -887,29 +884,22 @@ assert looked["masks"][0] < 1.3 * looked["masks"][1]
 #
 # ## Measure the claims
 #
-# `python -m experiments.attention_probe` trains finders on 2,000 scenes and mask decoders on 400, three
-# seeds each, and looks at 600 scenes that none of them has seen. `python -m experiments.claims attention
-# --on streets` trains the mask decoders on CamVid, as chapter 05 does.
+# `python -m experiments.chapters.attention.analysis` trains finders on 2,000 scenes and mask decoders on
+# 400, three seeds each, and looks at 600 scenes that none of them has seen. `python -m experiments.claims
+# attention --on streets` trains the mask decoders on CamVid, as chapter 05 does.
 
 # %%
-probes, streets = (
-    sorted(records.load(name), key=lambda r: r["seed"])
-    for name in ("attention_probe", "attention")
-)
+evidence = records.of("attention_probe", "attention")
 
 
-def probed(task, what):
-    """The records of one variant, one for each seed."""
-    return [r for r in probes if (r["task"], r["what"]) == (task, what)]
-
-
-def looks_at(kind, task="find", what="attending", of=scenes.SHAPES):
+def looks_at(kind, what="attending", of=scenes.SHAPES):
     """Per cent of the attention on the own shape, mean over shapes, by seed."""
-    runs = [r["on_objects"][kind] for r in probed(task, what)]
+    runs = evidence.values("scenes", what, "on_objects", kind)
     return [sum(run[shape] for shape in of) / len(of) for run in runs]
 
 
-assert all(len(probed("find", what)) >= 3 for what in ("attending", "averaging"))
+for what in ("attending", "averaging"):
+    assert len(evidence.values("scenes", what, "presence")) >= 3
 
 # %% [markdown]
 # **Does attention look at the relevant places?** *Best* is what all weight on the best single position of
@@ -920,7 +910,7 @@ plotting.show_bars(
     {
         "best": looks_at("best"),
         "finder": looks_at("attention"),
-        "mask decoder": looks_at("attention", "masks", "attending queries"),
+        "mask decoder": looks_at("attention", "attending queries"),
         "chance": looks_at("chance"),
     },
     ylabel="attention on the own shape, %",
@@ -931,7 +921,7 @@ plotting.show_bars(
 chance = max(looks_at("chance"))
 assert 2 * chance < min(looks_at("attention"))
 assert max(looks_at("attention")) < 0.5 * min(looks_at("best"))
-assert max(looks_at("attention", "masks", "attending queries")) < 1.3 * chance
+assert max(looks_at("attention", "attending queries")) < 1.3 * chance
 
 # %% [markdown]
 # The finder puts more than twice as much attention on its shapes as chance would, though less than half of
@@ -943,9 +933,9 @@ assert max(looks_at("attention", "masks", "attending queries")) < 1.3 * chance
 
 
 # %%
-def turned(test, kind, key="lost"):
-    """What taking something away did to the answers, one value for each seed."""
-    return [r[test][kind][key] for r in probed("find", "attending")]
+def turned(test, kind):
+    """Answers lost with something taken away, in %, one value for each seed."""
+    return evidence.values("scenes", "attending", test, kind, "lost")
 
 
 kinds = {
@@ -996,7 +986,8 @@ crowd = [str(n) for n in range(2, 8)]
 
 def by_crowd(what, key):
     """One row for each seed, one column for each number of objects."""
-    return [[r["by_objects"][n][key] for n in crowd] for r in probed("find", what)]
+    runs = evidence.values("scenes", what, "by_objects")
+    return [[run[number][key] for number in crowd] for run in runs]
 
 
 # %% tags=["nbval-ignore-output"]
@@ -1038,7 +1029,10 @@ assert lost.min() > 35 and (lost[:, -1] - lost[:, 0]).abs().max() < 1
 groups = ("2–3", "4–5", "6–7")
 plotting.show_curves(
     {
-        what: [[r["by_objects"][g] for g in groups] for r in probed("masks", what)]
+        what: [
+            [run[group] for group in groups]
+            for run in evidence.values("scenes", what, "by_objects")
+        ]
         for what in (
             "fixed head",
             "gates",
@@ -1054,10 +1048,10 @@ plotting.show_curves(
 
 # %%
 for group in groups:
-    by_head = [r["by_objects"][group] for r in probed("masks", "fixed head")]
+    by_head = evidence.mean("scenes", "fixed head", "by_objects", group)
     for what in ("gates", "attending queries"):
-        other = [r["by_objects"][group] for r in probed("masks", what)]
-        assert abs(sum(other) - sum(by_head)) / len(other) < 1.5
+        other = evidence.mean("scenes", what, "by_objects", group)
+        assert abs(other - by_head) < 1.5
 
 # %% [markdown]
 # Masks, too, get worse in a crowd, and by the same amount whichever way they were made: in no group is a
@@ -1074,18 +1068,11 @@ variants = (
     "averaging queries",
     "attending queries",
 )
-masked = {
-    "scenes": {
-        what: [r["miou"] for r in probed("masks", what)] for what in variants
-    },
-    "streets": {
-        what: [r["miou"] for r in streets if r["what"] == what] for what in variants
-    },
-}
-for where, miou in masked.items():
+places = ("scenes", "streets")
+for where in places:
     display(
         plotting.show_bars(
-            miou,
+            {what: evidence.values(where, what) for what in variants},
             ylabel=f"mIoU on unseen {where}, %",
             highlight="fixed head",
             alt=f"mIoU on {where}: all the decoders lie within a point or two.",
@@ -1096,16 +1083,14 @@ for where, miou in masked.items():
 # %%
 def gain(where, what, over="fixed head"):
     """What one decoder adds to another, seed by seed."""
-    return torch.tensor(masked[where][what]) - torch.tensor(masked[where][over])
+    return torch.tensor(evidence.differences(where, what, over))
 
 
-assert all(len(runs) >= 3 for miou in masked.values() for runs in miou.values())
-for where in masked:
-    assert gain(where, "attending queries").abs().max() < 1.5
-    assert gain(where, "attending queries", "averaging queries").abs().max() < 1
-for what in ("gates", "self-attention on c5"):
-    for where in masked:
+assert all(len(evidence.values(w, what)) >= 3 for w in places for what in variants)
+for where in places:
+    for what in ("attending queries", "gates", "self-attention on c5"):
         assert gain(where, what).abs().max() < 1.5
+    assert gain(where, "attending queries", "averaging queries").abs().max() < 1
 assert gain("scenes", "gates").min() > 0 > gain("streets", "gates").min()
 assert gain("scenes", "self-attention on c5").max() < 0
 assert gain("streets", "self-attention on c5").abs().max() < 1
@@ -1120,16 +1105,15 @@ assert gain("streets", "self-attention on c5").abs().max() < 1
 # positions of objects than at those of background:
 
 # %% tags=["nbval-ignore-output"]
-places = ("c2", "c3", "c4", "c5")
-opened = torch.tensor(
-    [[r["gates"][c] for c in places] for r in probed("masks", "gates")]
-)
+levels = ("c2", "c3", "c4", "c5")
+runs = evidence.values("scenes", "gates", "gates")
+opened = torch.tensor([[run[level] for level in levels] for run in runs])
 leaning = opened[..., 0] - opened[..., 1]  # [3 seeds, 4 levels]
 plotting.show_curves(
     {"gates": leaning, "no difference": [0] * 4},
     xlabel="gate at",
     ylabel="further open on objects",
-    x=places,
+    x=levels,
     alt="Near zero at c2 and c3, little more at c4, and a tenth at c5.",
 )
 
@@ -1146,8 +1130,8 @@ assert leaning[:, :3].abs().max() < 0.05
 
 # %% tags=["nbval-ignore-output"]
 middles = {
-    name: [r[key] for r in probed("find", what)]
-    for name, what, key in [
+    name: evidence.values("scenes", what, field)
+    for name, what, field in [
         ("the same answer for all", "attending", "middle_by_chance"),
         ("without encoding", "attending, no positions", "middle"),
         ("with encoding", "attending", "middle"),
@@ -1160,8 +1144,8 @@ plotting.show_bars(
 )
 
 # %%
-constant, untold, told = middles.values()
-assert min(untold) > 1.2 * max(told) and max(untold) < 0.95 * min(constant)
+constant, without, encoded = middles.values()
+assert min(without) > 1.2 * max(encoded) and max(without) < 0.95 * min(constant)
 
 # %% [markdown]
 # Without encoding it is off by more than 1.2 times as much, and still better than one answer for all: the
@@ -1288,20 +1272,20 @@ def check_factor(answer):
         return sum(looks_at(kind, of=[shape]))
 
     factor = {s: total("attention", s) / total("chance", s) for s in scenes.SHAPES}
-    said = answer()
-    if said is None:
+    shape = answer()
+    if shape is None:
         return print("Nothing returned yet: return the name of a shape.")
-    if said not in factor:
-        return print(f"{said!r} is no shape: {', '.join(factor)}.")
+    if shape not in factor:
+        return print(f"{shape!r} is no shape: {', '.join(factor)}.")
     best = max(factor, key=factor.get)
-    if said == max(factor, key=lambda s: total("attention", s)) != best:
-        share = total("chance", said) / len(looks_at("chance"))
+    if shape == max(factor, key=lambda s: total("attention", s)) != best:
+        share = total("chance", shape) / len(looks_at("chance"))
         return print(
-            f"{said} has most attention, and by chance it had {share:.0f} %."
+            f"{shape} has most attention, and by chance it had {share:.0f} %."
         )
-    if said != best:
-        return print(f"{said}: {factor[said]:.1f} times chance; one has more.")
-    print(f"Right: {said}, {factor[said]:.1f} times chance.")
+    if shape != best:
+        return print(f"{shape}: {factor[shape]:.1f} times chance; one has more.")
+    print(f"Right: {shape}, {factor[shape]:.1f} times chance.")
 
 
 # %%

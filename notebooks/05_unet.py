@@ -66,7 +66,7 @@ from helpers.encoder import (
 from helpers.errors import explaining
 from helpers.inspection import count_macs, count_parameters, pyramid_levels, shapes
 from helpers.metrics import SegmentationLoss, class_weights
-from helpers.training import budget, evaluate, fit, plot_histories, predict
+from helpers.training import budget, evaluate, fit, predict
 
 # %% [markdown]
 # ## The problem as a picture
@@ -421,7 +421,7 @@ def train_and_watch(*missing):
         model,
         train,
         epochs=epochs,
-        rate=5e-3,
+        lr=5e-3,
         loss=loss,
         after_epoch=lambda epoch: frames.append(predict(model, shown[0])),
     )
@@ -432,7 +432,7 @@ blind, blind_history, blind_frames = train_and_watch("c1", "c2", "c3", "c4")
 seeing, seeing_history, seeing_frames = train_and_watch()
 
 # %% tags=["nbval-ignore-output"]
-plot_histories(
+plotting.show_histories(
     {"c5 only": blind_history, "U-Net": seeing_history},
     alt="Over the epochs the U-Net's loss falls lower and its mIoU climbs higher.",
 )
@@ -465,7 +465,8 @@ scored = {
     for name, m in {"c5 only": blind, "U-Net": seeing}.items()
 }
 for name, score in scored.items():
-    print(f"{name:8} mIoU {score.miou:.1f} %, rims {score.boundary_miou:.1f} %")
+    boundary = score.boundary_miou
+    print(f"{name:8} mIoU {score.miou:.1f} %, boundary IoU {boundary:.1f} %")
 
 # %%
 for history in (blind_history, seeing_history):
@@ -475,9 +476,9 @@ assert scored["U-Net"].miou > scored["c5 only"].miou + 3
 assert scored["U-Net"].miou > 1.2 * 100 / classes
 
 # %% [markdown]
-# *mIoU* is the overlap of prediction and mask, averaged over the classes. *Rims* counts the
-# pixels within two pixels of an outline, predicted or true: the boundary IoU. It is the number to look
-# at when masks are blobs.
+# *mIoU* is the overlap of prediction and mask, averaged over the classes. *Boundary IoU* counts only the
+# pixels within two pixels of an outline, predicted or true. It is the number to look at when masks are
+# blobs.
 
 # %% [markdown]
 # ## Look inside: two ways back into the encoder
@@ -557,21 +558,9 @@ assert untrained > 20 and trained < untrained / 5
 # records.
 
 # %%
-trials = sorted(records.load("unet"), key=lambda r: r["seed"])
+evidence = records.of("unet")
 places = ("scenes", "streets")
-
-
-def measured(where, what, key="miou"):
-    """One value for each seed."""
-    return [r[key] for r in trials if (r["data"], r["what"]) == (where, what)]
-
-
-def margin(where, better, worse, key="miou"):
-    """The worst seed of the one minus the best seed of the other."""
-    return min(measured(where, better, key)) - max(measured(where, worse, key))
-
-
-assert all(len(measured(w, "U-Net")) >= 3 for w in places)
+assert all(len(evidence.values(where, "U-Net")) >= 3 for where in places)
 
 # %% [markdown]
 # **Skips cure blobs.** First the rims, that is, boundary IoU at two pixels. The bars are means, the points
@@ -580,7 +569,7 @@ assert all(len(measured(w, "U-Net")) >= 3 for w in places)
 # %% tags=["nbval-ignore-output"]
 plotting.show_bars(
     {
-        f"{where}: {what}": measured(where, what, "boundary_miou")
+        f"{where}: {what}": evidence.values(where, what, "boundary_miou")
         for where in places
         for what in ("c5 only", "U-Net")
     },
@@ -590,8 +579,8 @@ plotting.show_bars(
 
 # %%
 for where in places:
-    assert margin(where, "U-Net", "c5 only", "boundary_miou") > 5
-    assert margin(where, "U-Net", "c5 only") > 5
+    assert evidence.margin(where, "U-Net", "c5 only", "boundary_miou") > 5
+    assert evidence.margin(where, "U-Net", "c5 only") > 5
 
 # %% [markdown]
 # Same encoder, same layers, same steps; only the maps differ. This is what the two draw on four frames of the unseen
@@ -645,7 +634,7 @@ variants = (
 for where in places:
     display(
         plotting.show_bars(
-            {what: measured(where, what) for what in variants},
+            {what: evidence.values(where, what) for what in variants},
             ylabel=f"mIoU on unseen {where}, %",
             highlight="U-Net",
             alt=f"mIoU of four variants on {where}; the numbers are at the bars.",
@@ -654,14 +643,15 @@ for where in places:
 
 # %%
 for where in places:
-    assert margin(where, "U-Net", "U-Net, random encoder") > 5
-assert margin("scenes", "c5 only", "U-Net, random encoder") > 0
-assert abs(margin("streets", "c5 only", "U-Net, random encoder")) < 3
-assert margin("scenes", "U-Net, fine-tuned", "U-Net") > 3
-assert margin("streets", "U-Net, fine-tuned", "U-Net") > 0
+    assert evidence.margin(where, "U-Net", "U-Net, random encoder") > 5
+assert evidence.margin("scenes", "c5 only", "U-Net, random encoder") > 0
+assert abs(evidence.margin("streets", "c5 only", "U-Net, random encoder")) < 3
+assert evidence.margin("scenes", "U-Net, fine-tuned", "U-Net") > 3
+assert evidence.margin("streets", "U-Net, fine-tuned", "U-Net") > 0
 for where in places:
-    rims = measured(where, "U-Net, random encoder", "boundary_miou")
-    assert min(rims) > 1.9 * max(measured(where, "c5 only", "boundary_miou"))
+    worst, _ = evidence.span(where, "U-Net, random encoder", "boundary_miou")
+    _, best = evidence.span(where, "c5 only", "boundary_miou")
+    assert worst > 1.9 * best
 
 # %% [markdown]
 # Skips do not replace pretraining: with a random encoder, all five maps together reach no more mIoU than the
@@ -675,22 +665,20 @@ for where in places:
 
 
 # %% tags=["nbval-ignore-output"]
-def losses_without(where):
-    """Mean loss of IoU per class (rows) when one of c1…c4 (columns) is missing."""
-    columns = []
-    for name in Pyramid._fields[:4]:
-        full, less = (
-            measured(where, what, "iou") for what in ("U-Net", f"without {name}")
-        )
-        lost = [[a[c] - b[c] for c in a] for a, b in zip(full, less, strict=True)]
-        columns.append(torch.tensor(lost).mean(0))
-    return torch.stack(columns, dim=1)
+def lost(level, label):
+    """IoU of a class that is lost without a level, mean over seeds."""
+    pair = "U-Net", f"without {level}"
+    full, less = (evidence.mean("scenes", what, "iou", label) for what in pair)
+    return full - less
 
 
+losses = torch.tensor(
+    [[lost(level, label) for level in skipless] for label in scenes.CLASSES]
+)
 plotting.show_matrix(
-    losses_without("scenes"),
+    losses,
     rows=scenes.CLASSES,
-    columns=Pyramid._fields[:4],
+    columns=skipless,
     label="IoU lost on scenes without …, points",
     digits=1,
     alt="A matrix: rows are classes, columns the missing skip, numbers the loss.",
@@ -706,7 +694,7 @@ plotting.show_matrix(
 # %% tags=["nbval-ignore-output"]
 plotting.show_bars(
     {
-        what: measured("scenes", what, "boundary_miou")
+        what: evidence.values("scenes", what, "boundary_miou")
         for what in ("U-Net", *(f"without {name}" for name in skipless))
     },
     ylabel="boundary IoU on unseen scenes, %",
@@ -715,22 +703,20 @@ plotting.show_bars(
 )
 
 # %%
-lost = dict(zip(scenes.CLASSES, losses_without("scenes").tolist(), strict=True))
-each = torch.tensor(list(lost.values())).mean(0)
-assert margin("scenes", "U-Net", "c5 only") > 18 and all(each < 4)
+assert evidence.margin("scenes", "U-Net", "c5 only") > 18
+assert all(losses.mean(0) < 4)
+by_class = dict(zip(scenes.CLASSES, losses, strict=True))
 for thin in ("ring", "pole"):
-    assert max(lost[thin]) == lost[thin][1]  # c2
+    assert by_class[thin].argmax() == 1  # c2
 for large in ("disc", "square", "triangle", "star"):
-    assert min(lost[large][2:]) > max(lost[large][:2])  # c3, c4 against c1, c2
+    fine, coarse = by_class[large].split(2)  # c1, c2 against c3, c4
+    assert coarse.min() > fine.max()
 
-rims = {
-    name: torch.tensor(measured("scenes", f"without {name}", "boundary_miou"))
-    for name in skipless
-}
-for fine in ("c1", "c2"):
-    for coarse in ("c3", "c4"):
-        assert rims[fine].mean() < rims[coarse].mean() - 0.3
-assert all(rims["c2"] < rims["c3"]) and all(rims["c2"] < rims["c4"])
+for coarse in ("without c3", "without c4"):
+    for fine in ("without c1", "without c2"):
+        more = evidence.differences("scenes", coarse, fine, "boundary_miou")
+        assert sum(more) / len(more) > 0.3
+    assert min(more) > 0  # c2, with every seed
 
 # %% [markdown]
 # **Concatenate or add?**
@@ -738,7 +724,7 @@ assert all(rims["c2"] < rims["c3"]) and all(rims["c2"] < rims["c4"])
 # %% tags=["nbval-ignore-output"]
 plotting.show_bars(
     {
-        name: measured("scenes", what)
+        name: evidence.values("scenes", what)
         for name, what in {"concatenate": "U-Net", "add": "adding"}.items()
     },
     ylabel="mIoU on unseen scenes, %",
@@ -746,11 +732,8 @@ plotting.show_bars(
 )
 
 # %%
-assert -2 < margin("scenes", "adding", "U-Net") < 2
-added, joined = (
-    measured("scenes", what, "boundary_miou") for what in ("adding", "U-Net")
-)
-behind = [b - a for a, b in zip(added, joined, strict=True)]
+assert -2 < evidence.margin("scenes", "adding", "U-Net") < 2
+behind = evidence.differences("scenes", "U-Net", "adding", "boundary_miou")
 assert min(behind) > 0.3 and 1 < sum(behind) / len(behind) < 3
 
 # %% [markdown]
@@ -765,7 +748,7 @@ assert min(behind) > 0.3 and 1 < sum(behind) / len(behind) < 3
 # %% tags=["nbval-ignore-output"]
 plotting.show_bars(
     {
-        name: measured("scenes", what)
+        name: evidence.values("scenes", what)
         for name, what in {
             "no ReLU": "no ReLU",
             "one": "one ReLU",
@@ -777,9 +760,9 @@ plotting.show_bars(
 )
 
 # %%
-assert margin("scenes", "U-Net", "no ReLU") > 2
-one, none = (torch.tensor(measured("scenes", w)) for w in ("one ReLU", "no ReLU"))
-assert all(-2 < gain < 0 for gain in one - none)
+assert evidence.margin("scenes", "U-Net", "no ReLU") > 2
+gains = evidence.differences("scenes", "one ReLU", "no ReLU")
+assert all(-2 < gain < 0 for gain in gains)
 
 # %% [markdown]
 # One, in the last block, is worth nothing (it is even a little behind); all four are worth two points and more. The
@@ -787,15 +770,15 @@ assert all(-2 < gain < 0 for gain in one - none)
 # of *five* levels beats a whole decoder that only sees `c5`. Posted code without a ReLU looks as if it worked.
 
 # %%
-assert margin("scenes", "no ReLU", "c5 only") > 5
+assert evidence.margin("scenes", "no ReLU", "c5 only") > 5
 
 # %% [markdown]
 # **What is caching worth?** With a frozen encoder, a step costs the decoder alone, forward and backward:
 # about three times its MACs. Without the cache the encoder's MACs come on top. `python -m
-# experiments.caching` lets both take turns:
+# experiments.chapters.unet.caching` lets both take turns:
 
 # %% tags=["nbval-ignore-output"]
-caching = records.load("caching")
+caching = records.of("caching")
 plotting.show_bars(
     {
         f"{r['what']}: {name}": r[key]
@@ -901,23 +884,23 @@ def check_relu(answer):
             "The ReLU is last: it clips the logits, and the classes stay those of "
             "a linear map wherever one is positive. Put it before the head."
         )
-    print("Right: one bend between two layers, and they stay two.")
+    print("Right: one ReLU between two layers, and they stay two.")
 
 
 # %%
-def bend(decoder):
+def add_relu(decoder):
     """Put one nn.ReLU into a FirstAttempt, in place."""
 
 
-check_relu(bend)
+check_relu(add_relu)
 
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"}
-def bend_solution(decoder):
+def add_relu_solution(decoder):
     decoder.head = nn.Sequential(nn.ReLU(), decoder.head)
 
 
-check_relu(bend_solution)
+check_relu(add_relu_solution)
 
 # %% [markdown]
 # **Exercise 3.** From the records: which class on streets gains the most from skips, relative to what it
@@ -926,25 +909,26 @@ check_relu(bend_solution)
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The check", "code_prompt_hide": "The check"}
 def check_gain(answer):
-    def mean(what):
-        runs = measured("streets", what, "iou")
-        return {c: sum(run[c] for run in runs) / len(runs) for c in runs[0]}
-
-    before, after = mean("c5 only"), mean("U-Net")
+    before, after = (
+        {c: evidence.mean("streets", what, "iou", c) for c in camvid.CLASSES}
+        for what in ("c5 only", "U-Net")
+    )
     ratio = {c: after[c] / before[c] for c in before if before[c] >= 10}
-    said = answer()
-    if said is None:
+    label = answer()
+    if label is None:
         return print("Nothing returned yet: return the name of a class.")
-    if said not in before:
-        return print(f"{said!r} is no class of the streets: {', '.join(before)}.")
-    if said not in ratio:
-        return print(f"{said} had {before[said]:.1f} % with c5 alone: below 10 %.")
+    if label not in before:
+        return print(f"{label!r} is no class of the streets: {', '.join(before)}.")
+    if label not in ratio:
+        return print(
+            f"{label} had {before[label]:.1f} % with c5 alone: below 10 %."
+        )
     best = max(ratio, key=ratio.get)
-    if said == max(before, key=lambda c: after[c] - before[c]) != best:
-        return print(f"{said} gains most points, but relative to what it had?")
-    if said != best:
-        return print(f"{said} is {ratio[said]:.2f} times better; one is more.")
-    print(f"Right: {said} overlaps {ratio[said]:.1f} times better with skips.")
+    if label == max(before, key=lambda c: after[c] - before[c]) != best:
+        return print(f"{label} gains most points, but relative to what it had?")
+    if label != best:
+        return print(f"{label} is {ratio[label]:.2f} times better; one is more.")
+    print(f"Right: {label} overlaps {ratio[label]:.1f} times better with skips.")
 
 
 # %%
@@ -957,13 +941,12 @@ check_gain(largest_gain)
 
 # %% tags=["hide-cell", "nbval-ignore-output"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"}
 def largest_gain_solution():
-    def mean(what, c):
-        runs = measured("streets", what, "iou")
-        return sum(run[c] for run in runs) / len(runs)
+    def iou(what, c):
+        return evidence.mean("streets", what, "iou", c)
 
-    had = {c: mean("c5 only", c) for c in camvid.CLASSES}
+    had = {c: iou("c5 only", c) for c in camvid.CLASSES}
     return max(
-        (c for c in had if had[c] >= 10), key=lambda c: mean("U-Net", c) / had[c]
+        (c for c in had if had[c] >= 10), key=lambda c: iou("U-Net", c) / had[c]
     )
 
 

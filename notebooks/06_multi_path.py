@@ -68,7 +68,7 @@ from helpers.encoder import (
 from helpers.errors import explaining
 from helpers.inspection import count_macs, count_parameters, pyramid_levels, shapes
 from helpers.metrics import SegmentationLoss, class_weights
-from helpers.training import budget, evaluate, fit, plot_histories, predict
+from helpers.training import budget, evaluate, fit, predict
 
 # %% [markdown]
 # ## The problem as a picture
@@ -606,14 +606,14 @@ def train_with(make):
     """A `Segmenter` with a new decoder, trained, and its history."""
     torch.manual_seed(0)
     model = Segmenter(encoder, make(**sizes))
-    history = fit(model, train, epochs=epochs, rate=5e-3, loss=loss, flip=False)
+    history = fit(model, train, epochs=epochs, lr=5e-3, loss=loss, flip=False)
     return model, history
 
 
 trained = {name: train_with(make) for name, make in compared.items()}
 
 # %% tags=["nbval-ignore-output"]
-plot_histories(
+plotting.show_histories(
     {name: history for name, (_, history) in trained.items()},
     alt="Many paths end with the lowest loss and the highest mIoU.",
 )
@@ -631,7 +631,8 @@ plotting.show_masks(
 # %% tags=["nbval-ignore-output"]
 scored = {name: evaluate(model, unseen) for name, (model, _) in trained.items()}
 for name, score in scored.items():
-    print(f"{name:18} mIoU {score.miou:.1f} %, rims {score.boundary_miou:.1f} %")
+    boundary = score.boundary_miou
+    print(f"{name:18} mIoU {score.miou:.1f} %, boundary IoU {boundary:.1f} %")
 
 # %%
 for _, history in trained.values():
@@ -645,7 +646,7 @@ assert many.boundary_miou > 2 * max(one.boundary_miou, coarse.boundary_miou)
 assert coarse.miou - one.miou < many.miou - coarse.miou
 
 # %% [markdown]
-# *mIoU* is the overlap of prediction and mask, averaged over the classes; *rims* is the boundary IoU, which
+# *mIoU* is the overlap of prediction and mask, averaged over the classes; *boundary IoU*
 # counts only pixels within two pixels of an outline. In the picture, compare *one path* with *through c5's
 # grid*: hearing all five stages, while it comes through one coarse grid, gains less than the last step, to
 # *many paths*.
@@ -659,35 +660,37 @@ assert coarse.miou - one.miou < many.miou - coarse.miou
 
 # %%
 @torch.no_grad()
-def with_levels(decoder, pyramid, speaking):
-    """The decoder's logits when only the levels named in `speaking` are heard."""
+def with_levels(decoder, pyramid, kept):
+    """The decoder's logits when all levels but those named in `kept` are muted."""
     maps = []
     for name, path, c in zip(Pyramid._fields, decoder.paths, pyramid, strict=True):
         ended = resize_to(pyramid.c1, path(c))
         average = ended.mean(dim=(0, 2, 3), keepdim=True)
-        maps.append(ended if name in speaking else average.expand_as(ended))
+        maps.append(ended if name in kept else average.expand_as(ended))
     return decoder.head(decoder.mix(torch.cat(maps, dim=1)))
 
 
 model = trained["many paths"][0].cpu()  # fit may have taken it to a GPU
 decoder = model.decoder.eval()
 pyramid = encoder(normalize(images))
-heard, speaking = {}, []
+predicted, kept = {}, []
 for name in reversed(Pyramid._fields):
-    speaking.append(name)
-    logits = with_levels(decoder, pyramid, speaking)
-    heard[" + ".join(speaking)] = resize_to(images, logits).argmax(1)
+    kept.append(name)
+    logits = with_levels(decoder, pyramid, kept)
+    predicted[" + ".join(kept)] = resize_to(images, logits).argmax(1)
 
 # %% tags=["nbval-ignore-output"]
 frames = [
     plotting.show_masks(
-        {"mask": masks[shown], "heard": found[shown]},
+        {"mask": masks[shown], "predicted": found[shown]},
         alt="Masks, and what the decoder draws from some of its levels.",
     )
-    for found in heard.values()
+    for found in predicted.values()
 ]
 plotting.flipbook(
-    frames, list(heard), alt="Predictions as the levels join, the coarsest first"
+    frames,
+    list(predicted),
+    alt="Predictions as the levels join, the coarsest first",
 )
 
 
@@ -698,7 +701,7 @@ def iou(found, masks):
     return 100 * jaccard_index(found, masks, **options)
 
 
-overlap = torch.stack([iou(found, masks) for found in heard.values()])
+overlap = torch.stack([iou(found, masks) for found in predicted.values()])
 after = dict(
     zip(("c5", "c4", "c3", "c2", "c1"), overlap.mean(1).tolist(), strict=True)
 )
@@ -724,38 +727,29 @@ for thin in ("ring", "pole"):
 # budget.)
 
 # %%
-unets = [r for r in records.load("unet") if r["what"] == "U-Net"]
-trials = sorted([*records.load("multi_path"), *unets], key=lambda r: r["seed"])
+unets = records.of("unet", what="U-Net")
+evidence = records.Evidence([*records.of("multi_path"), *unets])
 
 
-def measured(where, what, key="miou"):
-    """One value for each seed."""
-    return [r[key] for r in trials if (r["data"], r["what"]) == (where, what)]
+def gain(what, over, *field):
+    """Points on scenes that one decoder adds to another, mean over seeds."""
+    one, other = (evidence.mean("scenes", name, *field) for name in (what, over))
+    return one - other
 
 
-def margin(where, better, worse, key="miou"):
-    """The worst seed of the one minus the best seed of the other."""
-    return min(measured(where, better, key)) - max(measured(where, worse, key))
-
-
-def mean(what, key="miou", where="scenes"):
-    runs = measured(where, what, key)
-    return sum(runs) / len(runs)
-
-
-assert all(len(measured(w, "many paths")) >= 3 for w in ("scenes", "streets"))
-variants = {r["what"] for r in trials}
-assert all(len(measured("scenes", what)) >= 3 for what in variants)
+assert len(evidence.values("streets", "many paths")) >= 3
+for what in evidence.names("scenes"):
+    assert len(evidence.values("scenes", what)) >= 3
 
 # %% [markdown]
 # **Many paths avoid what one large upsampling loses.** First on scenes, all three decoders. The bars are means,
 # the points single seeds:
 
 # %% tags=["nbval-ignore-output"]
-for key, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items():
+for field, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items():
     display(
         plotting.show_bars(
-            {what: measured("scenes", what, key) for what in compared},
+            {what: evidence.values("scenes", what, field) for what in compared},
             ylabel=f"{label} on unseen scenes, %",
             highlight="many paths",
             alt=f"{label}: many paths are far ahead of the other two.",
@@ -764,11 +758,10 @@ for key, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items():
 
 # %%
 for other, points in {"one path": 18, "through c5's grid": 13}.items():
-    assert margin("scenes", "many paths", other) > points
-    assert margin("scenes", "many paths", other, "boundary_miou") > 15
-whole = mean("many paths") - mean("one path")
-known = mean("through c5's grid") - mean("one path")
-assert 0.15 < known / whole < 0.35
+    assert evidence.margin("scenes", "many paths", other) > points
+    assert evidence.margin("scenes", "many paths", other, "boundary_miou") > 15
+known = gain("through c5's grid", "one path")
+assert 0.15 < known / gain("many paths", "one path") < 0.35
 
 # %% [markdown]
 # The claim holds: more than 18 points of mIoU lie between one path and many. About a quarter of that comes back
@@ -779,10 +772,10 @@ assert 0.15 < known / whole < 0.35
 
 # %% tags=["nbval-ignore-output"]
 on_streets = ("one path", "many paths", "U-Net")
-for key, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items():
+for field, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items():
     display(
         plotting.show_bars(
-            {what: measured("streets", what, key) for what in on_streets},
+            {what: evidence.values("streets", what, field) for what in on_streets},
             ylabel=f"{label} on unseen streets, %",
             highlight="many paths",
             alt=f"{label} on streets of one path, many paths and the U-Net.",
@@ -790,10 +783,13 @@ for key, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items():
     )
 
 # %%
-for key in ("miou", "boundary_miou"):
-    assert margin("streets", "many paths", "one path", key) > 6
-    assert margin("streets", "U-Net", "many paths", key) > 1
-assert mean("U-Net", "parameters") > 25 * mean("many paths", "parameters")
+for field in ("miou", "boundary_miou"):
+    assert evidence.margin("streets", "many paths", "one path", field) > 6
+    assert evidence.margin("streets", "U-Net", "many paths", field) > 1
+large, small = (
+    evidence.mean("scenes", what, "parameters") for what in ("U-Net", "many paths")
+)
+assert large > 25 * small
 
 # %% tags=["nbval-ignore-output"]
 frames_shown = (10, 35, 60, 85)  # evenly spaced, chosen before the first training
@@ -822,11 +818,14 @@ plotting.show_masks(
 # %% tags=["nbval-ignore-output"]
 by_grid = [f"through {name}'s grid" for name in ("c5", "c4", "c3", "c2")]
 by_grid = [*by_grid, "many paths"]  # c1's grid
+curves = {
+    label: torch.tensor(
+        [evidence.values("scenes", what, field) for what in by_grid]
+    ).T
+    for field, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items()
+}
 plotting.show_curves(
-    {
-        label: torch.tensor([measured("scenes", what, key) for what in by_grid]).T
-        for key, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items()
-    },
+    curves,
     x=[f"×{factor}" for factor in factors],
     xlabel="all five levels, enlarged together by",
     ylabel="on unseen scenes, %",
@@ -834,10 +833,13 @@ plotting.show_curves(
 )
 
 # %%
-climb = [mean(what) for what in by_grid]
-rims = [mean(what, "boundary_miou") for what in by_grid]
-assert climb == sorted(climb) and rims == sorted(rims)
-assert climb[2] - climb[0] > 2 * (climb[4] - climb[2]) and rims[4] - rims[3] > 2
+miou, boundary = (
+    [evidence.mean("scenes", what, field) for what in by_grid]
+    for field in ("miou", "boundary_miou")
+)
+assert miou == sorted(miou) and boundary == sorted(boundary)
+assert miou[2] - miou[0] > 2 * (miou[4] - miou[2])
+assert boundary[4] - boundary[3] > 2
 
 # %% [markdown]
 # Every halving of the factor pays. mIoU gains most by the first two, from ×32 to ×8, and then flattens; the rims
@@ -848,10 +850,10 @@ assert climb[2] - climb[0] > 2 * (climb[4] - climb[2]) and rims[4] - rims[3] > 2
 
 # %% tags=["nbval-ignore-output"]
 fusions = ("many paths", "sum", "FPN", "SegFormer head", "U-Net")
-for key, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items():
+for field, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items():
     display(
         plotting.show_bars(
-            {what: measured("scenes", what, key) for what in fusions},
+            {what: evidence.values("scenes", what, field) for what in fusions},
             ylabel=f"{label} on unseen scenes, %",
             highlight="many paths",
             alt=f"{label} on scenes of five ways to use all levels.",
@@ -859,13 +861,13 @@ for key, label in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items():
     )
 
 # %%
-assert 1 < mean("many paths") - mean("sum") < 3
+assert 1 < gain("many paths", "sum") < 3
 assert macs["many paths"] > 1.9 * macs["sum"]
 for what in ("FPN", "SegFormer head"):
-    assert 4 < mean("many paths") - mean(what) < 8
-    assert 1 < mean("without c1") - mean(what) < 4
-assert abs(mean("U-Net") - mean("many paths")) < 1
-assert margin("scenes", "many paths", "U-Net", "boundary_miou") > 2
+    assert 4 < gain("many paths", what) < 8
+    assert 1 < gain("without c1", what) < 4
+assert abs(gain("U-Net", "many paths")) < 1
+assert evidence.margin("scenes", "many paths", "U-Net", "boundary_miou") > 2
 
 # %% [markdown]
 # At equal width per path the two ways of fusing are not interchangeable: a block of weights for each level is
@@ -880,21 +882,16 @@ assert margin("scenes", "many paths", "U-Net", "boundary_miou") > 2
 
 
 # %% tags=["nbval-ignore-output"]
-def losses_without():
-    """Mean loss of IoU per class (rows) when one of c1…c5 (columns) is missing."""
-    columns = []
-    for name in Pyramid._fields:
-        full, less = (
-            measured("scenes", what, "iou")
-            for what in ("many paths", f"without {name}")
-        )
-        lost = [[a[c] - b[c] for c in a] for a, b in zip(full, less, strict=True)]
-        columns.append(torch.tensor(lost).mean(0))
-    return torch.stack(columns, dim=1)
+def lost(level, *field):
+    """Points that are lost without a level, mean over seeds."""
+    return gain("many paths", f"without {level}", *field)
 
 
+losses = torch.tensor(
+    [[lost(level, "iou", c) for level in Pyramid._fields] for c in scenes.CLASSES]
+)
 plotting.show_matrix(
-    losses_without(),
+    losses,
     rows=scenes.CLASSES,
     columns=Pyramid._fields,
     label="IoU lost on scenes without …, points",
@@ -905,7 +902,7 @@ plotting.show_matrix(
 # %% tags=["nbval-ignore-output"]
 plotting.show_bars(
     {
-        what: measured("scenes", what, "boundary_miou")
+        what: evidence.values("scenes", what, "boundary_miou")
         for what in ("many paths", *(f"without {name}" for name in Pyramid._fields))
     },
     ylabel="boundary IoU on unseen scenes, %",
@@ -915,25 +912,14 @@ plotting.show_bars(
 
 
 # %%
-def dropped(key):
-    """What each level's absence costs, in points of a score's mean over seeds."""
-    return {
-        name: mean("many paths", key) - mean(f"without {name}", key)
-        for name in Pyramid._fields
-    }
-
-
-points, rims = dropped("miou"), dropped("boundary_miou")
-assert points["c1"] > 2 and rims["c1"] > 6
-assert all(
-    0 < points[name] < 2.5 and rims[name] < 2 for name in ("c2", "c3", "c4", "c5")
-)
-lost = losses_without()
-assert (lost[:, 0] > 0).all()
-c4 = {name: float(lost[scenes.CLASSES.index(name), 3]) for name in scenes.SHAPES}
-filled = [c4[name] for name in ("disc", "square", "triangle", "star")]
-assert min(filled) > 2 and c4["ring"] < 1.5
-assert lost[scenes.CLASSES.index("disc"), 4] == lost[:, 4].max()
+assert lost("c1") > 2 and lost("c1", "boundary_miou") > 6
+for level in ("c2", "c3", "c4", "c5"):
+    assert 0 < lost(level) < 2.5 and lost(level, "boundary_miou") < 2
+assert (losses[:, 0] > 0).all()
+for filled in ("disc", "square", "triangle", "star"):
+    assert lost("c4", "iou", filled) > 2
+assert lost("c4", "iou", "ring") < 1.5
+assert losses[:, 4].argmax() == scenes.CLASSES.index("disc")
 
 # %% [markdown]
 # One path is costly to lose: `c1`. Every class misses it, and at the rims it is worth more than 6 points.
@@ -1092,23 +1078,24 @@ check_cheaper(cheaper_solution)
 def check_step(answer):
     levels, rings = Pyramid._fields[::-1], []
     for what in by_grid:
-        runs = [run["ring"] for run in measured("scenes", what, "iou")]
-        rings.append(sum(runs) / len(runs))
+        rings.append(evidence.mean("scenes", what, "iou", "ring"))
     gains = {(levels[k], levels[k + 1]): rings[k + 1] - rings[k] for k in range(4)}
-    said = answer()
-    if said is None:
+    step = answer()
+    if step is None:
         return print('Nothing returned yet: return two levels, as in ("c5", "c4").')
-    if not isinstance(said, (tuple, list)) or tuple(said) not in gains:
+    if not isinstance(step, (tuple, list)) or tuple(step) not in gains:
         steps = ", ".join(" to ".join(step) for step in gains)
-        return print(f"{said} is no step to the next finer grid: {steps}.")
-    gain, most = gains[tuple(said)], max(gains, key=gains.get)
-    if tuple(said) != most:
+        return print(f"{step} is no step to the next finer grid: {steps}.")
+    points, most = gains[tuple(step)], max(gains, key=gains.get)
+    if tuple(step) != most:
         return print(
-            f"That step gives rings {gain:.1f} points; another gives more."
+            f"That step gives rings {points:.1f} points; another gives more."
         )
     ahead = max(range(4), key=lambda k: best["ring"][k + 1] - best["ring"][k])
     foretold = " to ".join((levels[ahead], levels[ahead + 1]))
-    print(f"Right: {gain:.1f} points. The first curves climb most from {foretold}.")
+    print(
+        f"Right: {points:.1f} points. The first curves climb most from {foretold}."
+    )
 
 
 # %%
@@ -1122,13 +1109,8 @@ check_step(step_for_rings)
 # %% tags=["hide-cell", "nbval-ignore-output"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"}
 def step_for_rings_solution():
     steps = zip(Pyramid._fields[:0:-1], Pyramid._fields[-2::-1], strict=True)
-    rings = [
-        torch.tensor(
-            [run["ring"] for run in measured("scenes", what, "iou")]
-        ).mean()
-        for what in by_grid
-    ]
-    gains = torch.stack(rings).diff()
+    rings = [evidence.mean("scenes", what, "iou", "ring") for what in by_grid]
+    gains = torch.tensor(rings).diff()
     return list(steps)[int(gains.argmax())]
 
 

@@ -68,7 +68,7 @@ from helpers.encoder import ResNet18Encoder, Segmenter, normalize
 from helpers.errors import explain, explaining
 from helpers.inspection import count_macs, count_parameters, pyramid_levels, shapes
 from helpers.metrics import SegmentationLoss, class_weights
-from helpers.training import budget, evaluate, fit, plot_histories, predict
+from helpers.training import budget, evaluate, fit, predict
 
 # %% [markdown]
 # ## The problem as a picture
@@ -446,7 +446,7 @@ assert outputs.abs().max() < 0.01 < branch[1](branch[0](pyramid.c5)).abs().max()
 
 
 # %% tags=["export"]
-def convolved(
+def conv_bn_relu(
     in_channels: int, out_channels: int, kernel: int = 1, rate: int = 1
 ) -> nn.Sequential:
     """Return a convolution, BatchNorm and ReLU that keep the map's size.
@@ -503,11 +503,11 @@ class PooledContext(nn.Module):
 torch.manual_seed(0)
 whole = PooledContext(512, 16, grid=1).train()
 next_layer = nn.Sequential(nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8))
-heard = [whole(pyramid.c5[i : i + 1]) for i in range(16)]
-silent = torch.cat([next_layer(each) for each in heard])
-print("a batch of one, in training:", list(heard[0].shape))
+outputs = [whole(pyramid.c5[i : i + 1]) for i in range(16)]
+silent = torch.cat([next_layer(each) for each in outputs])
+print("a batch of one, in training:", list(outputs[0].shape))
 print("largest output behind another BatchNorm:", f"{silent.abs().max():.0f}")
-assert not torch.allclose(heard[0], heard[1], atol=0.1)
+assert not torch.allclose(outputs[0], outputs[1], atol=0.1)
 assert silent.abs().max() < 0.01
 
 # %% [markdown]
@@ -594,9 +594,9 @@ class ASPP(nn.Module):
     ):
         super().__init__()
         self.in_channels = in_channels
-        self.point = convolved(in_channels, out_channels)
+        self.point = conv_bn_relu(in_channels, out_channels)
         self.dilated = nn.ModuleList(
-            convolved(in_channels, out_channels, kernel=3, rate=rate)
+            conv_bn_relu(in_channels, out_channels, kernel=3, rate=rate)
             for rate in rates
         )
         self.whole = PooledContext(in_channels, out_channels, grid=1)
@@ -688,7 +688,7 @@ class ContextDecoder(nn.Module):
         self.in_channels, self.level = tuple(in_channels), level
         self.context = context(in_channels[level - 1], width)
         self.detail = nn.Conv2d(in_channels[1], width // 2, 1, bias=False)
-        self.join = convolved(width + width // 2, width, kernel=3)
+        self.join = conv_bn_relu(width + width // 2, width, kernel=3)
         self.head = nn.Conv2d(width, out_channels, 1)
 
     def forward(self, pyramid: Pyramid) -> Tensor:
@@ -724,7 +724,7 @@ def train_with(context):
     torch.manual_seed(0)
     decoder = ContextDecoder(encoder.out_channels, classes, context, level=3)
     model = Segmenter(encoder, decoder)
-    history = fit(model, train, epochs=epochs, rate=4e-3, loss=loss, flip=False)
+    history = fit(model, train, epochs=epochs, lr=4e-3, loss=loss, flip=False)
     return model, history
 
 
@@ -733,7 +733,7 @@ trained = {name: train_with(context) for name, context in contexts.items()}
 models = {name: model for name, (model, _) in trained.items()}
 
 # %% tags=["nbval-ignore-output"]
-plot_histories(
+plotting.show_histories(
     {name: history for name, (_, history) in trained.items()},
     alt="Loss and mIoU over the epochs, without context, with PPM and with ASPP.",
 )
@@ -789,7 +789,7 @@ c3 = ResNet18Encoder()(x).c3
 torch.manual_seed(0)
 looks = {
     "c3 alone": NoContext(128, 16),
-    **{f"3×3, rate {r}": convolved(128, 16, 3, r) for r in (1, 2, 4, 8)},
+    **{f"3×3, rate {r}": conv_bn_relu(128, 16, 3, r) for r in (1, 2, 4, 8)},
     "ASPP": ASPP(128, 16, rates=(2, 4, 8)),
     "PPM": PyramidPooling(128, 16),
 }
@@ -906,29 +906,15 @@ for count, height, width in [(3, 4, 4), (2, 6, 8), (5, 12, 5), (2, 2, 19)]:
 #
 # ## Measure the claims
 #
-# Everything so far was one seed, or none. `python -m experiments.spatial_pyramid_probe` asks its
-# questions three times, with three seeds, and `python -m experiments.claims spatial_pyramid` trains on
+# Everything so far was one seed, or none. `python -m experiments.chapters.spatial_pyramid.analysis`
+# asks its questions three times, with three seeds, and `python -m experiments.claims spatial_pyramid` trains on
 # **CamVid**, 266 street photographs of two drives, and reports on 101 of a third.
 
 # %%
-probe = sorted(records.load("spatial_pyramid_probe"), key=lambda r: r["seed"])
-trials = sorted(records.load("spatial_pyramid"), key=lambda r: r["seed"])
-on_streets = [r for r in trials if r["data"] == "streets"]
-
-
-def measured(runs, what, key="miou"):
-    """One value for each seed."""
-    return [r[key] for r in runs if r["what"] == what]
-
-
-def margin(runs, better, worse, key="miou"):
-    """The worst seed of the one minus the best seed of the other."""
-    return min(measured(runs, better, key)) - max(measured(runs, worse, key))
-
-
-assert len(measured(probe, "sizes", "auc")) >= 3
-assert len(measured(probe, "c3, PPM")) >= 3
-assert len(measured(on_streets, "c3, PPM")) >= 3
+evidence = records.of("spatial_pyramid_probe", "spatial_pyramid")
+assert len(evidence.values("scenes", "sizes", "auc")) >= 3
+for where in ("scenes", "streets"):
+    assert len(evidence.values(where, "c3, PPM")) >= 3
 
 # %% [markdown]
 # **SPP makes the head independent of input size.** Of its shape, yes: fifty sizes, one length. Of its
@@ -941,10 +927,10 @@ assert len(measured(on_streets, "c3, PPM")) >= 3
 # %%
 def areas(name):
     """The area under the curve at each size of the image, [seeds, sizes]."""
-    return torch.tensor([auc[name] for auc in measured(probe, "sizes", "auc")])
+    return torch.tensor(evidence.values("scenes", "sizes", "auc", name))
 
 
-sides = measured(probe, "sizes", "sides")[0]
+sides = evidence.values("scenes", "sizes", "sides")[0]
 at = {side: i for i, side in enumerate(sides)}
 
 # %% tags=["nbval-ignore-output"]
@@ -993,7 +979,7 @@ plotting.show_bars(
         name: areas(name)[:, at[128]]
         for name in ("average", "SPP, mean", "SPP, max", "SPP, both")
     },
-    ylabel="shapes told at 128 pixels",
+    ylabel="area under the curve at 128 pixels",
     digits=3,
     alt="Four bars: one mean is a little higher than the pyramid in three ways.",
 )
@@ -1027,7 +1013,7 @@ names = {
     "vector beside the image": "vector beside the image",
 }
 plotting.show_bars(
-    {name: measured(probe, what) for name, what in names.items()},
+    {name: evidence.values("scenes", what) for name, what in names.items()},
     ylabel="mIoU on unseen scenes, %",
     highlight="c3, PPM",
     alt="mIoU of twelve variants; ASPP on c3 is best, the vector is last.",
@@ -1035,26 +1021,24 @@ plotting.show_bars(
 
 # %%
 others = [name for name in names.values() if name != "c3, ASPP"]
-assert min(margin(probe, "c3, ASPP", name) for name in others) > 0.3
-assert margin(probe, "c3, ASPP", "c3") > 5
-assert margin(probe, "c3, PPM", "c3, PPM unpooled") > 0.5
-assert margin(probe, "c3, rates 1 1 1, no mean", "c3") > 4
-with_mean, close = (
-    measured(probe, f"c3, rates 1 1 1{kind}") for kind in ("", ", no mean")
-)
-assert abs(sum(with_mean) - sum(close)) < 0.5 * 3
-apart = measured(probe, "c3, ASPP")
-assert min(apart) - max(with_mean + close) > 0.5
-assert max(apart) - min(with_mean + close) < 2.5
-alone = sum(measured(probe, "c5"))
+margin = partial(evidence.margin, "scenes")
+assert min(margin("c3, ASPP", name) for name in others) > 0.3
+assert margin("c3, ASPP", "c3") > 5
+assert margin("c3, PPM", "c3, PPM unpooled") > 0.5
+assert margin("c3, rates 1 1 1, no mean", "c3") > 4
+close = "c3, rates 1 1 1", "c3, rates 1 1 1, no mean"
+with_mean, without = (evidence.mean("scenes", what) for what in close)
+assert abs(with_mean - without) < 0.5
+for what in close:
+    assert margin("c3, ASPP", what) > 0.5
+    assert margin(what, "c3, ASPP") > -2.5
 for name in ("c5, PPM", "c5, ASPP", "c5, rates 6 12 18"):
-    assert abs(sum(measured(probe, name)) - alone) < 1.5 * 3
-vector, map_ = (
-    measured(probe, f"{kind} beside the image", "parameters")[0]
-    for kind in ("vector", "map")
-)
-assert 15 * map_ < vector
-assert margin(probe, "map beside the image", "vector beside the image") > 10
+    gained = evidence.mean("scenes", name) - evidence.mean("scenes", "c5")
+    assert abs(gained) < 1.5
+vector, map_ = (f"{kind} beside the image" for kind in ("vector", "map"))
+weights = [evidence.mean("scenes", what, "parameters") for what in (vector, map_)]
+assert weights[0] > 15 * weights[1]
+assert margin(map_, vector) > 10
 
 # %% [markdown]
 # Look at the controls before you believe in a name. PPM on `c3` (in red) gains more than half a point over its
@@ -1073,13 +1057,13 @@ assert margin(probe, "map beside the image", "vector beside the image") > 10
 def gains(what, control, key="iou"):
     """Points of IoU more than the control, [seeds, extents]."""
     with_, without = (
-        torch.tensor([each[key] for each in measured(probe, name, "by_extent")])
+        torch.tensor(evidence.values("scenes", name, "by_extent", key))
         for name in (what, control)
     )
     return with_ - without
 
 
-lows = measured(probe, "c3", "extents")[0][:-1]
+lows = evidence.values("scenes", "c3", "extents")[0][:-1]
 contests = {
     "PPM": ("c3, PPM", "c3, PPM unpooled"),
     "ASPP": ("c3, ASPP", "c3, rates 1 1 1, no mean"),
@@ -1119,19 +1103,11 @@ assert at_32.max() < -1
 # **And on streets?** There are large things, sky and road, and thin ones, poles and signs. What each class gains
 # from the pooling, PPM minus its unpooled control:
 
-
 # %% tags=["nbval-ignore-output"]
-def street_gain(name):
-    """What pooling adds to one class on streets: one value for each seed."""
-    pair = (
-        measured(on_streets, f"c3, PPM{kind}", "iou") for kind in ("", " unpooled")
-    )
-    return [
-        with_[name] - without[name] for with_, without in zip(*pair, strict=True)
-    ]
-
-
-gained = {name: street_gain(name) for name in camvid.CLASSES}
+street_pair = "streets", "c3, PPM", "c3, PPM unpooled"
+gained = {
+    name: evidence.differences(*street_pair, "iou", name) for name in camvid.CLASSES
+}
 plotting.show_bars(
     dict(sorted(gained.items(), key=lambda item: -sum(item[1]))),
     ylabel="gained from the pooling on c3, points of IoU",
@@ -1140,14 +1116,17 @@ plotting.show_bars(
 
 # %% tags=["nbval-ignore-output"]
 plotting.show_bars(
-    {n: measured(on_streets, n) for n in ("c3", "c3, PPM unpooled", "c3, PPM")},
+    {
+        what: evidence.values("streets", what)
+        for what in ("c3", "c3, PPM unpooled", "c3, PPM")
+    },
     ylabel="mIoU on unseen streets, %",
     alt="mIoU on streets: without context, with the unpooled control, with PPM.",
 )
 
 # %%
-assert margin(on_streets, "c3, PPM", "c3, PPM unpooled") > 1.5
-assert abs(margin(on_streets, "c3, PPM unpooled", "c3")) < 1.5
+assert evidence.margin(*street_pair) > 1.5
+assert abs(evidence.margin("streets", "c3, PPM unpooled", "c3")) < 1.5
 for name in ("road", "pavement", "car"):
     assert min(gained[name]) > 4
 assert max(gained["tree"]) < 1 < min(gained["bicyclist"])
@@ -1181,22 +1160,22 @@ assert max(gained["pedestrian"]) < -3 and sum(gained["sign"]) / 3 < -1
 def check_length(answer):
     for channels, grids in [(512, (1, 2, 4)), (64, (1, 2, 3, 6)), (8, (5,))]:
         truth = SpatialPyramid(channels, grids).out_features
-        said = answer(channels, grids)
+        length = answer(channels, grids)
         case = f"{channels} channels, grids {grids}"
-        if said is None:
+        if length is None:
             return print("Nothing returned yet: return a number.")
-        if not isinstance(said, int | float):
-            return print(f"That is a {type(said).__name__}: return a number.")
-        if said == channels:
+        if not isinstance(length, int | float):
+            return print(f"That is a {type(length).__name__}: return a number.")
+        if length == channels:
             return print(f"{case}: that is the length of a single cell.")
-        if said == channels * sum(grids) != truth:
+        if length == channels * sum(grids) != truth:
             return print(f"{case}: a grid of n has n × n cells, you count n.")
-        if said == sum(grid**2 for grid in grids) != truth:
+        if length == sum(grid**2 for grid in grids) != truth:
             return print(
                 f"{case}: those are the cells; each has {channels} numbers."
             )
-        if said != truth:
-            return print(f"{case}: {truth:,}, you say {said:,}.")
+        if length != truth:
+            return print(f"{case}: {truth:,}, you say {length:,}.")
     print("Right: no height and no width in it.")
 
 
@@ -1275,19 +1254,19 @@ check_branch(mended_solution)
 def check_window(answer):
     for before, stride, rate in [(99, 8, 1), (99, 8, 4), (211, 16, 6)]:
         truth = before + 4 * rate * stride
-        said = answer(before, stride, rate)
+        side = answer(before, stride, rate)
         case = f"{before} pixels, stride {stride}, rate {rate}"
-        if said is None:
+        if side is None:
             return print("Nothing returned yet: return a number of pixels.")
-        if said == truth:
+        if side == truth:
             continue
-        if said == before + 2 * rate * stride:
+        if side == before + 2 * rate * stride:
             return print(f"{case}: that is after the first one; there are two.")
-        if said == before + 4 * rate:
+        if side == before + 4 * rate:
             return print(f"{case}: a step on the map is {stride} pixels, not 1.")
-        if said == before + 4 * stride:
+        if side == before + 4 * stride:
             return print(f"{case}: the taps are {rate} steps apart, not 1.")
-        return print(f"{case}: {truth} pixels, you say {said}.")
+        return print(f"{case}: {truth} pixels, you say {side}.")
     print("Right: each layer adds twice its rate, in steps of the map.")
 
 

@@ -64,7 +64,7 @@ from helpers.encoder import ResNet18Encoder, Segmenter, normalize
 from helpers.errors import explaining
 from helpers.inspection import count_parameters, pyramid_levels, shapes
 from helpers.metrics import SegmentationLoss, class_weights
-from helpers.training import budget, evaluate, fit, plot_histories
+from helpers.training import budget, evaluate, fit
 
 # %% [markdown]
 # ## The problem as a picture
@@ -91,15 +91,15 @@ def near_outlines(masks, width=2):
 
 classes = len(scenes.CLASSES)
 images, masks = scenes.batch(range(5_000, 5_060))
-changes, rims = edges(images).flatten(1), near_outlines(masks)
-strong = (changes > changes.quantile(0.9, dim=1, keepdim=True)).view_as(rims)
-share = (strong & rims).sum((1, 2)) / strong.sum((1, 2))
+changes, outlines = edges(images).flatten(1), near_outlines(masks)
+strong = (changes > changes.quantile(0.9, dim=1, keepdim=True)).view_as(outlines)
+share = (strong & outlines).sum((1, 2)) / strong.sum((1, 2))
 chosen = 29
 print(f"at an outline: {share.mean():.0%}; in scene {chosen}: {share[chosen]:.0%}")
 
 # %%
 plotting.show_images(
-    [images[chosen], strong[chosen], strong[chosen] & rims[chosen]],
+    [images[chosen], strong[chosen], strong[chosen] & outlines[chosen]],
     titles=["image", "strong edges", "of these, at an outline"],
     columns=3,
     alt="A scene, its strong edges, and the few of them that belong to outlines.",
@@ -497,8 +497,8 @@ class FiLM(nn.Module):
 
     def forward(self, features: Tensor, fine: Tensor) -> Tensor:
         check_pair(features, fine, self.channels)
-        said = self.predict(features.mean((2, 3)))[:, :, None, None]
-        change, beta = said.chunk(2, dim=1)  # [B, fine_channels, 1, 1] each
+        predicted = self.predict(features.mean((2, 3)))[:, :, None, None]
+        change, beta = predicted.chunk(2, dim=1)  # [B, fine_channels, 1, 1] each
         return (1 + change) * fine + beta
 
 
@@ -520,8 +520,8 @@ class SPADE(nn.Module):
 
     def forward(self, features: Tensor, fine: Tensor) -> Tensor:
         check_pair(features, fine, self.channels)
-        said = enlarge(self.predict(features), fine.shape[-2:])
-        change, beta = said.chunk(2, dim=1)  # [B, fine_channels, H, W] each
+        predicted = enlarge(self.predict(features), fine.shape[-2:])
+        change, beta = predicted.chunk(2, dim=1)  # [B, fine_channels, H, W] each
         return (1 + change) * fine + beta
 
 
@@ -618,7 +618,7 @@ def train_and_watch(join, bias=None):
         model,
         train,
         epochs=epochs,
-        rate=1e-2,
+        lr=1e-2,
         loss=loss,
         flip=False,
         after_epoch=lambda epoch: watched.append(masks_of(model, shown)),
@@ -634,7 +634,7 @@ runs = {
 }
 
 # %% tags=["nbval-ignore-output"]
-plot_histories(
+plotting.show_histories(
     {name: history for name, (_, history, _) in runs.items()},
     alt="Loss falls and mIoU climbs for all three.",
 )
@@ -642,7 +642,8 @@ plot_histories(
 # %% tags=["nbval-ignore-output"]
 scored = {name: evaluate(model, unseen) for name, (model, _, _) in runs.items()}
 for name, score in scored.items():
-    print(f"{name:18} mIoU {score.miou:.1f} %, rims {score.boundary_miou:.1f} %")
+    boundary = score.boundary_miou
+    print(f"{name:18} mIoU {score.miou:.1f} %, boundary IoU {boundary:.1f} %")
 
 # %%
 for _, history, _ in runs.values():
@@ -854,8 +855,8 @@ for name, level in {"its mean": alive.mean, "shut": 0.0, "open": 1.0}.items():
 #
 # ## Measure the claims
 #
-# `python -m experiments.conditional_concat_probe` trains every variant on 400 scenes with three seeds,
-# reports on 200 that no training saw, and looks at the masks. `python -m experiments.claims
+# `python -m experiments.chapters.conditional_concat.analysis` trains every variant on 400 scenes with three
+# seeds, reports on 200 that no training saw, and looks at the masks. `python -m experiments.claims
 # conditional_concat --on streets` trains four of them on CamVid, as chapter 05 does. All around the join
 # starts from the same weights, whatever the join, so that seeds can be compared one by one. (With `c1`, the
 # layers behind the join do not.)
@@ -866,44 +867,34 @@ for name, level in {"its mean": alive.mean, "shut": 0.0, "open": 1.0}.items():
 # - *FiLM*, *SPADE*: the concatenation, with a stem that was modulated before.
 
 # %%
-probes, streets = (
-    sorted(records.load(name), key=lambda r: r["seed"])
-    for name in ("conditional_concat_probe", "conditional_concat")
-)
+evidence = records.of("conditional_concat_probe", "conditional_concat")
 
 
-def measured(where, what, key="miou"):
-    """One value for each seed."""
-    found = probes if where == "scenes" else streets
-    return [r[key] for r in found if r["what"] == what]
-
-
-def gain(where, better, worse, key="miou"):
+def gain(where, better, worse, field="miou"):
     """One difference for each seed."""
-    first, second = (measured(where, what, key) for what in (better, worse))
-    return torch.tensor(first) - torch.tensor(second)
+    return torch.tensor(evidence.differences(where, better, worse, field))
 
 
 def scores_of(where, names):
     """mIoU and boundary IoU of some trials, one value for each seed."""
-    keys = {"mIoU": "miou", "rims": "boundary_miou"}
+    fields = {"mIoU": "miou", "boundary IoU": "boundary_miou"}
     return {
-        f"{name}: {score}": measured(where, name, key)
-        for score, key in keys.items()
+        f"{name}: {score}": evidence.values(where, name, field)
+        for score, field in fields.items()
         for name in names
     }
 
 
 joins = ["no image", "no image, soft mask", "concatenate", "gate"]
 joins += ["soft mask", "hard mask", "FiLM", "SPADE"]
-assert all(len(measured("scenes", join)) >= 3 for join in joins)
+assert all(len(evidence.values("scenes", join)) >= 3 for join in joins)
 
 # %% [markdown]
 # First, fairness: the number of parameters is the same within a percent, that of multiplications within two.
 
 # %%
 for key, factor in {"parameters": 1.01, "macs": 1.02}.items():
-    sizes = {join: measured("scenes", join, key)[0] for join in joins}
+    sizes = {join: evidence.values("scenes", join, key)[0] for join in joins}
     print(
         f"{key}:", *[f"{join} {count:,}" for join, count in sizes.items()], sep="  "
     )
@@ -917,7 +908,7 @@ for key, factor in {"parameters": 1.01, "macs": 1.02}.items():
 for key, name in {"miou": "mIoU", "boundary_miou": "boundary IoU"}.items():
     display(
         plotting.show_bars(
-            {join: measured("scenes", join, key) for join in joins},
+            {join: evidence.values("scenes", join, key) for join in joins},
             ylabel=f"{name} on unseen scenes, %",
             highlight="soft mask",
             alt=f"{name} of eight joins on scenes; the numbers are at the bars.",
@@ -977,7 +968,7 @@ assert gain("streets", "hard mask", "no image", "boundary_miou").abs().max() < 1
 both = ("concatenate", "soft mask")
 plotting.show_bars(
     {
-        what: measured("scenes", what)
+        what: evidence.values("scenes", what)
         for what in (*both, *(f"c1: {what}" for what in both))
     },
     ylabel="mIoU on unseen scenes, %",
@@ -999,14 +990,14 @@ assert gain("scenes", "c1: soft mask", "c1: concatenate").max() < 1
 
 
 # %% tags=["nbval-ignore-output"]
-def looked(what, key):
-    """One dictionary for each seed, as one list for each entry."""
-    runs = measured("scenes", what, key)
-    return {name: [run[name] for run in runs] for name in runs[0]}
+def by_entry(what, field):
+    """Of a field that is a dictionary, the values by seed of each entry."""
+    first, *_ = evidence.values("scenes", what, field)
+    return {name: evidence.values("scenes", what, field, name) for name in first}
 
 
 opens = {
-    what: looked(what, "opens")
+    what: by_entry(what, "opens")
     for what in ("no image, soft mask", "soft mask", "hard mask")
 }
 plotting.show_bars(
@@ -1018,16 +1009,15 @@ plotting.show_bars(
 
 
 # %%
-def leans(what):
+def further_open(what):
     """How much further a mask opens for background than for objects, by seed."""
     by = opens[what]
     return torch.tensor(by["background"]) - torch.tensor(by["objects"])
 
 
-assert leans("no image, soft mask").min() > 0.01
-assert leans("no image, soft mask").mean() > 0.05
-assert leans("hard mask").min() > 0.1
-assert leans("soft mask").min() < 0 < leans("soft mask").max()
+blind, seeing, hard = map(further_open, opens)
+assert blind.min() > 0.01 and blind.mean() > 0.05 and hard.min() > 0.1
+assert seeing.min() < 0 < seeing.max()
 
 # %% [markdown]
 # With no image at all, the soft mask opens further for the background than for objects nevertheless, with every
@@ -1044,21 +1034,21 @@ plotting.show_bars(
         f"{what}, {name}{ending}": values
         for what in ("soft mask", "hard mask")
         for key, ending in {"fixed": "", "fixed_as_is": ", as is"}.items()
-        for name, values in looked(what, key).items()
+        for name, values in by_entry(what, key).items()
     },
     ylabel="mIoU lost with a fixed mask, points",
     alt="What 0 and 1 in place of two masks cost, and for the soft one its mean.",
 )
 
 # %%
-fixed = {what: looked(what, "fixed") for what in ("soft mask", "hard mask")}
+fixed = {what: by_entry(what, "fixed") for what in ("soft mask", "hard mask")}
 assert max(map(abs, fixed["soft mask"]["mean"])) < 1
 assert min(fixed["soft mask"]["shut"]) > 8 and min(fixed["soft mask"]["open"]) > 20
 assert max(fixed["hard mask"]["shut"]) < 5 and min(fixed["hard mask"]["open"]) > 15
-assert max(looked("hard mask", "fixed_as_is")["shut"]) < 1.5
-assert min(looked("soft mask", "fixed_as_is")["shut"]) > 8
-spread = {what: looked(what, "report")["within"] for what in fixed}
-assert min(spread["hard mask"]) > 4 * max(spread["soft mask"])
+assert max(by_entry("hard mask", "fixed_as_is")["shut"]) < 1.5
+assert min(by_entry("soft mask", "fixed_as_is")["shut"]) > 8
+soft, hard = (evidence.values("scenes", what, "report", "within") for what in fixed)
+assert min(hard) > 4 * max(soft)
 
 # %% [markdown]
 # With a soft mask the network needs both sides, and its *decisions* are worth less than a point: its mean does
@@ -1081,21 +1071,22 @@ plotting.show_bars(
         ("no image", "starts shut", "soft mask", "starts open", "concatenate"),
     ),
     ylabel="on unseen scenes, %",
-    alt="mIoU and rims by where the mask started, beside two decoders without one.",
+    alt="mIoU and boundary IoU by where the mask started, and without a mask.",
 )
 
 # %%
 shut, opened = (
-    looked(what, "report")["mean"] for what in ("starts shut", "starts open")
+    evidence.values("scenes", what, "report", "mean")
+    for what in ("starts shut", "starts open")
 )
 assert min(shut) > 0.0025 and max(shut) < 0.05 and min(opened) > 0.9
 ahead = gain("scenes", "starts shut", "no image").sort().values
 behind = gain("scenes", "concatenate", "starts shut").sort().values
 assert ahead[0] < 1 and behind[0] < 1 and min(ahead[1], behind[1]) > 2
-scores = measured("scenes", "starts shut")
+scores = evidence.values("scenes", "starts shut")
 assert torch.equal(torch.tensor(scores).argsort(), torch.tensor(shut).argsort())
 assert gain("scenes", "soft mask", "starts open").min() > 15
-by = {k: torch.tensor(v) for k, v in looked("starts shut", "opens").items()}
+by = {k: torch.tensor(v) for k, v in by_entry("starts shut", "opens").items()}
 assert (by["outlines"] / by["background"]).min() > 2
 assert (by["objects"] / by["background"]).min() > 1.2
 
@@ -1304,14 +1295,14 @@ def check_watchman(answer):
         ("alive", 1 - 0.12 * ramp, "from 1 to 0.88, a mean of 0.94"),
     ]
     for right, masks, looks in cases:
-        said = answer(masks)
-        if said is None:
+        word = answer(masks)
+        if word is None:
             return print("Nothing returned yet: return one of the four words.")
-        if not isinstance(said, str):
-            return print(f"That is a {type(said).__name__}: return a word.")
-        if said != right:
+        if not isinstance(word, str):
+            return print(f"That is a {type(word).__name__}: return a word.")
+        if word != right:
             return print(
-                f"A mask that is {looks}: you say {said!r}, it is {right!r}."
+                f"A mask that is {looks}: you say {word!r}, it is {right!r}."
             )
     print("Right. Call it after the first epoch; and before you trust an")
     print("'alive', fix the mask.")

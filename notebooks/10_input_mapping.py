@@ -53,6 +53,8 @@ print(f"torch {torch.__version__} on {device}")
 #   overfit, and when enlarging a small copy is all the mapping that you need.
 
 # %%
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -63,7 +65,7 @@ from helpers import plotting, records, scenes
 from helpers.encoder import Pyramid, ResNet18Encoder, Segmenter, normalize
 from helpers.errors import explaining
 from helpers.inspection import count_parameters, shapes
-from helpers.training import budget
+from helpers.training import budget, minimise
 
 # %% [markdown]
 # ## The problem as a picture
@@ -109,7 +111,7 @@ def hog_of(pictures):
 
 
 # %% tags=["export"]
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -119,7 +121,7 @@ from helpers.encoder import Pyramid, check_map, check_pyramid
 
 
 # %% tags=["export"]
-def cut(image: Tensor, box: Sequence[int], side: int = 32) -> Tensor:
+def crop_square(image: Tensor, box: Sequence[int], side: int = 32) -> Tensor:
     """Return the square around a box, resized: a small picture `[3, side, side]`.
 
     `image` is `[3, H, W]`; `box` is (left, top, right, bottom) in pixels, right and
@@ -149,7 +151,7 @@ for index in range(6_000, 6_070):
     for each in scene.objects:
         left, top, right, bottom = each.box
         if max(right - left, bottom - top) >= 16:
-            picture = cut(torch.from_numpy(scene.image), each.box)
+            picture = crop_square(torch.from_numpy(scene.image), each.box)
             found.append((picture, f"{each.color} {each.shape}"))
 
 pictures = torch.stack([picture for picture, _ in found])
@@ -378,12 +380,12 @@ class MLPMapper(nn.Module):
         super().__init__()
         self.in_features = in_features
         self.enter = nn.Linear(in_features, hidden)
-        self.bend = nn.ReLU()
+        self.relu = nn.ReLU()
         self.leave = nn.Linear(hidden, out_features)
 
     def forward(self, query: Tensor) -> Tensor:
         check_query(query, self.in_features)
-        return self.leave(self.bend(self.enter(query)))
+        return self.leave(self.relu(self.enter(query)))
 
 
 # %% [markdown]
@@ -637,49 +639,8 @@ for height, width in [(128, 128), (180, 240), (33, 97)]:
 # ## Train it
 #
 # `fit` trains on pairs; here every example has three parts, and the maps of the frozen encoder can be kept.
-# So this chapter has a loop of its own, which knows nothing of what it trains:
-
-
-# %% tags=["export"]
-def descend(
-    module: nn.Module,
-    loss_of: Callable[[Tensor, int], Tensor],
-    count: int,
-    *,
-    epochs: int,
-    rate: float = 4e-3,
-    batch_size: int = 16,
-    seed: int = 0,
-) -> list[float]:
-    """Train `module` with AdamW and one learning-rate cycle; return its losses.
-
-    One loss for each epoch. `loss_of(chosen, epoch)` returns the loss of some of
-    the `count` examples, whose indices `chosen` has, `[batch_size]` or fewer. In
-    evaluation mode afterwards. Raises `ValueError` for nothing to train on.
-    """
-    if min(count, epochs) < 1:
-        raise ValueError(f"Expected examples and epochs, got {count} and {epochs}.")
-    learnt = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learnt, lr=rate)
-    steps = epochs * -(-count // batch_size)
-    cycle = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, rate, total_steps=steps + 1, pct_start=0.2
-    )
-    order = torch.Generator().manual_seed(seed)
-    losses = []
-    for epoch in range(epochs):
-        module.train()
-        total = 0.0
-        for chosen in torch.randperm(count, generator=order).split(batch_size):
-            loss = loss_of(chosen, epoch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            cycle.step()
-            total += loss.item() * len(chosen) / count
-        losses.append(total)
-    module.eval()
-    return losses
+# `minimise` knows nothing of what it trains: it asks for the loss of some of the examples, by their numbers.
+# First the examples: which pixels belong to which object?
 
 
 # %% tags=["export"]
@@ -778,12 +739,12 @@ def train(ask):
         )
 
     epochs = budget(short=16, full=60, gpu=False)
-    descend(decoder, loss_of, len(askable), epochs=epochs)
+    minimise(decoder, loss_of, len(askable), epochs=epochs, lr=4e-3)
     return decoder
 
 
 # %%
-listening, deaf = train(ask=1), train(ask=0)
+with_query, without_query = train(ask=1), train(ask=0)
 
 # %% [markdown]
 # How to score it? A soft rim costs IoU and is not misunderstanding. So ask first *which object is meant*:
@@ -815,9 +776,9 @@ def right(decoder, words):
 
 # %%
 live = {
-    "right question": right(listening, words),
-    "another question": right(listening, words.roll(1, 0)),
-    "trained without": right(deaf, 0 * words),
+    "right question": right(with_query, words),
+    "another question": right(with_query, words.roll(1, 0)),
+    "trained without": right(without_query, 0 * words),
     "guessing": 100 * np.mean([1 / len(unseen_objects[k]) for k, _ in questions]),
 }
 
@@ -863,8 +824,8 @@ frames = [
     plotting.show_images(
         [
             images[index],
-            spotlight(listening, index, words_of(name)),
-            spotlight(deaf, index, 0 * words_of(name)),
+            spotlight(with_query, index, words_of(name)),
+            spotlight(without_query, index, 0 * words_of(name)),
         ],
         titles=["the scene", f"asked: {name}", "never asked"],
         columns=3,
@@ -980,40 +941,32 @@ print(list(shapes(auto.encode, query)), "→", list(shapes(auto, query)))
 #
 # ## Measure the claims
 #
-# `python -m experiments.input_mapping` trains the decoder of this page, with 24 channels, on 600 scenes with each
+# `python -m experiments.chapters.input_mapping.trials` trains the decoder of this page, with 24 channels, on 600 scenes with each
 # kind of query, mapper and fusion, three times; another question to each scene in every epoch. It reports on all
 # questions to 400 scenes that no training saw, asked with pictures that no training saw either.
-# `python -m experiments.input_mapping_probe` leaves the decoder out and looks at the vectors alone.
+# `python -m experiments.chapters.input_mapping.analysis` leaves the decoder out and looks at the vectors alone.
 
 # %%
-trials, probes = (
-    sorted(records.load(name), key=lambda r: r["seed"])
-    for name in ("input_mapping", "input_mapping_probe")
+decoders, vectors = (
+    records.of(name) for name in ("input_mapping", "input_mapping_probe")
 )
-
-
-def measured(what, key="right"):
-    """One value for each seed."""
-    return [r[key] for r in trials if r["what"] == what]
-
-
-def probed(what, key="told"):
-    return [r[key] for r in probes if r["what"] == what]
-
-
-def margin(better, worse, of=measured, key="right"):
-    """The worst seed of the one minus the best seed of the other."""
-    return min(of(better, key)) - max(of(worse, key))
-
-
-levels = next(r for r in trials if r["what"] == "levels")
+correct, more_correct = (  # by seed, and the worst seed minus another's best
+    partial(method, "scenes", field="right")
+    for method in (decoders.values, decoders.margin)
+)
+explained, more_explained = (
+    partial(method, "scenes", field="told")
+    for method in (vectors.values, vectors.margin)
+)
+(levels,) = decoders.where(what="levels")
 for what, level in levels["right"].items():
     print(f"{level:3.0f} % right by choosing {what}")
 assert all(
     75 < levels["right"][f"any of the {k}"] < 85 for k in ("colour", "shape")
 )
-assert all(len(measured(r["what"])) >= 3 for r in trials if r is not levels)
-assert all(len(probed(r["what"], "seed")) >= 3 for r in probes)
+for evidence in (decoders, vectors):
+    for what in evidence.names():
+        assert what == "levels" or len(evidence.values("scenes", what, "seed")) >= 3
 
 # %% [markdown]
 # These levels are counted, not trained. *Any object* is blind guessing. Note the next two: objects are so
@@ -1029,41 +982,39 @@ forms = ("no query", "colour word only", "shape word only", "words", "HOG, linea
 forms += ("pixels, linear", "picture, conv", "encoded, linear")
 guessing = levels["right"]["any object"]
 plotting.show_bars(
-    {"guessing": [guessing], **{what: measured(what) for what in forms}},
+    {"guessing": [guessing], **{what: correct(what) for what in forms}},
     ylabel="the object meant is chosen, %",
     highlight="words",
     alt="How often eight ways to ask choose the right object; numbers at the bars.",
 )
 
 # %%
-assert abs(np.subtract(measured("no query"), guessing)).max() < 1
-assert min(measured("words")) > 79
-assert margin("words", "colour word only") > 4
-assert max(measured("words")) - min(measured("colour word only")) < 8
-assert margin("colour word only", "shape word only") > 20
-assert margin("words", "encoded, linear") > 10
-assert margin("pixels, linear", "picture, conv") > 15
-assert min(measured("HOG, linear")) > guessing + 6
-assert margin("shape word only", "HOG, linear") > 15
+assert abs(np.subtract(correct("no query"), guessing)).max() < 1
+assert min(correct("words")) > 79
+assert more_correct("words", "colour word only") > 4
+assert more_correct("colour word only", "words") > -8
+assert more_correct("colour word only", "shape word only") > 20
+assert more_correct("words", "encoded, linear") > 10
+assert more_correct("pixels, linear", "picture, conv") > 15
+assert min(correct("HOG, linear")) > guessing + 6
+assert more_correct("shape word only", "HOG, linear") > 15
 
-
-def where_shared(what, word):
-    """The same, where another object of the scene has the colour, or the shape."""
-    return [run[word] for run in measured(what, "right_where_shared")]
-
-
-both, one = (where_shared(what, "colour") for what in ("words", "colour word only"))
+# The same, where another object of the scene has the colour.
+shared = "right_where_shared", "colour"
+both, one, pixels, encoded = (
+    decoders.values("scenes", what, *shared)
+    for what in ("words", "colour word only", "pixels, linear", "encoded, linear")
+)
 assert min(both) > max(one) + 15 and max(both) < 66
-assert max(measured("words")) < levels["right"]["any of the colour"] - 1
-ious = [measured(what, "iou") for what in ("words", "colour word only")]
-assert abs(np.subtract(*ious)).max() < 2
-pixels = where_shared("pixels, linear", "colour")
+assert max(correct("words")) < levels["right"]["any of the colour"] - 1
+ious = decoders.differences("scenes", "words", "colour word only", "iou")
+assert max(map(abs, ious)) < 2
 assert abs(np.mean(pixels) - np.mean(one)) < 2
-assert min(where_shared("encoded, linear", "colour")) > max(pixels) + 4
+assert min(encoded) > max(pixels) + 4
 for word, low, high in (("colour", 0.8, 0.9), ("shape", 0.45, 0.55)):
     most = levels["right"][f"any of the {word}"] - guessing
-    heard = np.subtract(measured(f"{word} word only"), guessing) / most
-    assert low < heard.min() and heard.max() < high
+    understood = np.subtract(correct(f"{word} word only"), guessing) / most
+    assert low < understood.min() and understood.max() < high
 
 # %% [markdown]
 # Two words do it, in more than 79 of 100 cases; without a query the decoder guesses, within a point. But look
@@ -1088,7 +1039,7 @@ for word, low, high in (("colour", 0.8, 0.9), ("shape", 0.45, 0.55)):
 fusions = ("words", "words, two sums", "words, added", "words, concatenated")
 fusions += ("words, as they are", "words in hundredths")
 plotting.show_bars(
-    {what: measured(what) for what in fusions},
+    {what: correct(what) for what in fusions},
     ylabel="the object meant is chosen, %",
     highlight="words",
     alt="Four fusions of words, then FiLM with words that are not standardised.",
@@ -1096,13 +1047,13 @@ plotting.show_bars(
 
 # %%
 for fusion in ("words, two sums", "words, concatenated"):
-    gaps = np.subtract(measured(fusion), measured("words"))
+    gaps = np.subtract(correct(fusion), correct("words"))
     assert abs(gaps).max() < 2.5 and abs(gaps.mean()) < 1
-    assert margin(fusion, "words, added") > 1.5
-three = [measured(w) for w in ("words", "words, two sums", "words, concatenated")]
+    assert more_correct(fusion, "words, added") > 1.5
+three = [correct(w) for w in ("words", "words, two sums", "words, concatenated")]
 assert np.ptp(three, axis=0).max() < 2.5 and np.ptp(np.mean(three, axis=1)) < 1
-assert margin("words", "words, as they are") > 2
-assert max(measured("words in hundredths")) < guessing + 1
+assert more_correct("words", "words, as they are") > 2
+assert max(correct("words in hundredths")) < guessing + 1
 
 # %% [markdown]
 # Multiplying earns nothing here: FiLM, two sums and the concatenation are within 2.5 points of each other with
@@ -1131,26 +1082,24 @@ straight += [
 ]
 straight += [f"picture, {kind}, many" for kind in ("conv", "flattened", "narrow")]
 plotting.show_bars(
-    {what: probed(what) for what in straight},
-    ylabel="variance told of unseen pictures, %",
+    {what: explained(what) for what in straight},
+    ylabel="variance explained of unseen pictures, %",
     alt="How much words, pixels and convolved pixels tell of the encoder's vector.",
 )
 
 # %%
-assert margin("words, linear", "words, MLP 256", probed, "told") > 4
-narrow = np.subtract(probed("words, linear"), probed("words, MLP 16"))
+assert more_explained("words, linear", "words, MLP 256") > 4
+narrow = np.subtract(explained("words, linear"), explained("words, MLP 16"))
 assert narrow.min() > 0 and narrow.max() < 1.5
-assert min(probed("words, MLP 256", "told_known")) > 30
-assert max(probed("words, linear", "told_known")) < 25
-assert (
-    margin("pixels, MLP 64, many", "pixels, straight 64, many", probed, "told") > 10
-)
+assert min(explained("words, MLP 256", field="told_known")) > 30
+assert max(explained("words, linear", field="told_known")) < 25
+assert more_explained("pixels, MLP 64, many", "pixels, straight 64, many") > 10
 pair = "pixels, straight 64, many", "pixels, linear, many"
-assert margin(*pair, probed, "told") > 4
-assert margin(*reversed(pair), probed, "told_known") > 8
-assert margin("picture, flattened, many", "picture, conv, many", probed, "told") > 8
-assert margin("picture, narrow, many", "picture, conv, many", probed, "told") > 1.5
-gaps = np.subtract(measured("encoded, MLP"), measured("encoded, linear"))
+assert more_explained(*pair) > 4
+assert more_explained(*reversed(pair), field="told_known") > 8
+assert more_explained("picture, flattened, many", "picture, conv, many") > 8
+assert more_explained("picture, narrow, many", "picture, conv, many") > 1.5
+gaps = np.subtract(correct("encoded, MLP"), correct("encoded, linear"))
 assert gaps.max() < 1 and gaps.mean() < -2
 
 # %% [markdown]
@@ -1184,25 +1133,26 @@ assert gaps.max() < 1 and gaps.mean() < -2
 widths = (4, 16, 64, 256, 1024)
 
 
-def over_widths(key, many):
-    found = [probed(f"HOG, MLP {width}{', many' * many}", key) for width in widths]
+def over_widths(field, many):
+    names = [f"HOG, MLP {width}{', many' * many}" for width in widths]
+    found = [explained(what, field=field) for what in names]
     return torch.tensor(found).T  # [seeds, widths]
 
 
 # %% tags=["nbval-ignore-output"]
-panels = {"told_known": "told of known, %", "told": "of unseen, %"}
+panels = {"told_known": "explained of known, %", "told": "of unseen, %"}
 panels["accuracy"] = "shapes right, %"
 plotting.show_panels(
     {
         name: {
-            "300 pictures": over_widths(key, False),
-            "2,400 pictures": over_widths(key, True),
+            "300 pictures": over_widths(field, False),
+            "2,400 pictures": over_widths(field, True),
         }
-        for key, name in panels.items()
+        for field, name in panels.items()
     },
     x=[str(width) for width in widths],
     xlabel="width",
-    alt="Variance told of known and unseen pictures, shapes named right, by width.",
+    alt="Variance explained of known and unseen pictures, shapes right, by width.",
 )
 
 # %%
@@ -1218,7 +1168,8 @@ for accuracy in (over_widths("accuracy", False), over_widths("accuracy", True)):
     assert (accuracy.mean(0).diff() > 2).all()
 assert (over_widths("told_known", True).diff(dim=1) > 5).all()
 by_choice = over_widths("told_choosing", True).argmax(1, keepdim=True)
-gain = many.gather(1, by_choice)[:, 0] - torch.tensor(probed("HOG, linear, many"))
+linear = torch.tensor(explained("HOG, linear, many"))
+gain = many.gather(1, by_choice)[:, 0] - linear
 assert gain.min() > 3
 
 # %% [markdown]
@@ -1243,9 +1194,11 @@ assert gain.min() > 3
 codes = (4, 16, 64)
 
 
-def over_codes(key):
+def over_codes(field):
     return {
-        kind: torch.tensor([probed(f"HOG, {kind} {code}", key) for code in codes]).T
+        kind: torch.tensor(
+            [explained(f"HOG, {kind} {code}", field=field) for code in codes]
+        ).T
         for kind in ("PCA", "autoencoder")
     }
 
@@ -1254,7 +1207,7 @@ def over_codes(key):
 plotting.show_panels(
     {
         "kept of HOG, %": over_codes("kept_unseen"),
-        "told, %": over_codes("told"),
+        "explained, %": over_codes("told"),
         "shapes right, %": over_codes("accuracy"),
     },
     x=[str(code) for code in codes],
@@ -1265,23 +1218,23 @@ plotting.show_panels(
 # %% tags=["nbval-ignore-output"]
 ways = ("linear", "ridge", "random 16", "autoencoder 16", "PCA 16")
 plotting.show_bars(
-    {way: probed(f"HOG, {way}") for way in ways},
-    ylabel="variance told of unseen pictures, %",
+    {way: explained(f"HOG, {way}") for way in ways},
+    ylabel="variance explained of unseen pictures, %",
     alt="HOG whole, with a ridge penalty, and in 16 numbers made in three ways.",
 )
 
 # %%
-kept, told = over_codes("kept_unseen"), over_codes("told")
+kept, by_length = over_codes("kept_unseen"), over_codes("told")
 for kind in ("PCA", "autoencoder"):
     assert (kept[kind].diff(dim=1) > 5).all()
-    assert (told[kind].argmax(1) == 1).all()
-assert margin("HOG, PCA 16", "HOG, linear", probed, "told") > 30
-assert margin("HOG, PCA 16", "HOG, random 16", probed, "told") > 4
-assert margin("HOG, ridge", "HOG, PCA 16", probed, "told") > 1
+    assert (by_length[kind].argmax(1) == 1).all()
+assert more_explained("HOG, PCA 16", "HOG, linear") > 30
+assert more_explained("HOG, PCA 16", "HOG, random 16") > 4
+assert more_explained("HOG, ridge", "HOG, PCA 16") > 1
 named = over_codes("accuracy")
 assert all((shares[:, -1] > shares[:, 0] + 5).all() for shares in named.values())
-bend = kept["autoencoder"] - kept["PCA"]
-assert bend[:, 0].min() > 2 and bend[:, 1:].max() < -4
+more = kept["autoencoder"] - kept["PCA"]
+assert more[:, 0].min() > 2 and more[:, 1:].max() < -4
 
 # %% [markdown]
 # A longer code keeps more of HOG, each time. What it tells of the *encoder's* vector rises and then falls:
@@ -1309,40 +1262,37 @@ joins += [
     f"joined, {unit}" for unit in ("as they are", "words ÷ 100", "words × 100")
 ]
 joins += [f"joined, picture {how}" for how in ("averaged", "flattened", "encoded")]
+answered, more_answered = (
+    partial(method, "scenes", field="right")
+    for method in (vectors.values, vectors.margin)
+)
 plotting.show_bars(
-    {what: probed(what, "right") for what in joins},
+    {what: answered(what) for what in joins},
     ylabel="answered right, %",
     highlight="joined",
     alt="Questions answered right from joined vectors; numbers at the bars.",
 )
 
-
 # %%
-def above(better, worse):
-    return margin(better, worse, probed, "right")
-
-
-chance = max(probed("joined", "chance"))
-assert abs(np.subtract(probed("question alone", "right"), chance)).max() < 1
-assert above("joined", "image alone") > 6
-assert above("joined", "joined, linear reader") > 8
-assert above("image alone", "joined, linear reader") > 0
-even = np.subtract(
-    probed("joined, as they are", "right"), probed("joined", "right")
-)
+chance = max(vectors.values("scenes", "joined", "chance"))
+assert abs(np.subtract(answered("question alone"), chance)).max() < 1
+assert more_answered("joined", "image alone") > 6
+assert more_answered("joined", "joined, linear reader") > 8
+assert more_answered("image alone", "joined, linear reader") > 0
+even = np.subtract(answered("joined, as they are"), answered("joined"))
 assert abs(even).max() < 1.5
 for unit in ("÷ 100", "× 100"):
-    assert above("joined", f"joined, words {unit}") > 6
+    assert more_answered("joined", f"joined, words {unit}") > 6
 for what in ("picture averaged", "picture flattened", "words ÷ 100"):
-    gaps = np.subtract(
-        probed(f"joined, {what}", "right"), probed("image alone", "right")
-    )
+    gaps = np.subtract(answered(f"joined, {what}"), answered("image alone"))
     assert abs(gaps).max() < 1.5
-drowned = probed("joined, words × 100", "right")
-assert max(drowned) < max(probed("image alone", "right"))
-assert above("joined, picture encoded", "image alone") > 2
-weights = probed("joined, picture flattened", "parameters")[0]
-assert weights > 20 * probed("joined, picture averaged", "parameters")[0]
+assert max(answered("joined, words × 100")) < max(answered("image alone"))
+assert more_answered("joined, picture encoded", "image alone") > 2
+averaged, flattened = (
+    vectors.mean("scenes", f"joined, picture {how}", "parameters")
+    for how in ("averaged", "flattened")
+)
+assert flattened > 20 * averaged
 print(f"the most frequent answer: {chance:.0f} % right")
 
 # %% [markdown]
@@ -1371,12 +1321,16 @@ print(f"the most frequent answer: {chance:.0f} % right")
 
 # %% tags=["nbval-ignore-output"]
 sides = (1, 8, 16, 32, 64)
-copies = [probed(f"copy of {side}", "levels") for side in sides]
+by_side = {
+    level: torch.tensor(
+        [vectors.values("scenes", f"copy of {s}", "levels", level) for s in sides]
+    )
+    for level in Pyramid._fields
+}
 plotting.show_panels(
     {
-        "variance told by the enlarged copy, %": {
-            level: torch.tensor([[r[level] for r in runs] for runs in copies]).T
-            for level in Pyramid._fields
+        "variance explained by the enlarged copy, %": {
+            level: values.T for level, values in by_side.items()
         },
     },
     x=[str(side) for side in sides],
@@ -1391,10 +1345,10 @@ plotting.show_panels(
 # %% tags=["nbval-ignore-output"]
 def of_side(side):
     """How often the right object is chosen on copies, by the decoder for images."""
-    return [run[str(side)]["right"] for run in measured("words", "by_side")]
+    return decoders.values("scenes", "words", "by_side", str(side), "right")
 
 
-whole, trained = measured("words"), measured("words, copies of 32")
+whole, trained = correct("words"), correct("words, copies of 32")
 plotting.show_bars(
     {
         **{f"{side} px": of_side(side) for side in sides},
@@ -1407,29 +1361,25 @@ plotting.show_bars(
 )
 
 # %%
-told = {
-    level: torch.tensor([[r[level] for r in runs] for runs in copies])
-    for level in Pyramid._fields
-}
-for each in told.values():
+for each in by_side.values():
     assert (each.diff(dim=0) > 0)[1:].all() and each[-1].min() > 60
-assert (told["c1"] > told["c5"] + 15).all() and told["c5"][:3].max() < 0
-for level in ("c2", "c3", "c4"):
-    assert (told["c1"] > told[level] + 5).all()
-    assert (told["c5"] < told[level] - 5).all()
-assert (told["c2"] < told["c3"] - 2).all()
+c1, c2, c3, c4, c5 = by_side.values()
+assert (c1 > c5 + 15).all() and c5[:3].max() < 0
+for each in (c2, c3, c4):
+    assert (c1 > each + 5).all() and (c5 < each - 5).all()
+assert (c2 < c3 - 2).all()
 assert abs(np.subtract(of_side(64), whole)).max() < 1
 lost = np.subtract(whole, of_side(32))
 assert min(lost) > 2 and max(lost) < 5
 assert min(np.subtract(whole, of_side(16))) > 10 and max(of_side(8)) < 55
 assert abs(np.mean(of_side(1)) - guessing) < 1
 assert abs(np.subtract(trained, whole)).max() < 1.5
-shared = [where_shared(what, "colour") for what in ("words", "words, copies of 32")]
-assert min(np.subtract(*shared)) > 2.5
-ious = [measured(what, "iou") for what in ("words", "words, copies of 32")]
-assert abs(np.subtract(*ious)).max() < 1
+pair = "scenes", "words", "words, copies of 32"
+assert min(decoders.differences(*pair, *shared)) > 2.5
+assert max(map(abs, decoders.differences(*pair, "iou"))) < 1
 assert 58 < levels["iou"]["the grid's best"] < 65
-assert max(max(measured(what, "right_error")) for what in (*forms, *fusions)) < 1.3
+for what in (*forms, *fusions):
+    assert max(correct(what, field="right_error")) < 1.3
 
 # %% [markdown]
 # Of a copy with half the side, more than 60 % of every map comes back. Below that the maps part: `c1` is told

@@ -52,7 +52,9 @@ device = torch.cuda.get_device_name() if gpu else cpu
 print(f"torch {torch.__version__} on {device}")
 
 # %%
+from collections import Counter
 from itertools import combinations, pairwise
+from statistics import fmean
 from textwrap import fill
 
 import numpy as np
@@ -61,8 +63,8 @@ from IPython.display import HTML
 from scipy import stats
 
 from helpers import plotting, records, suggest
-from helpers.chooser import widget
-from helpers.choosing import BRIDGES
+from helpers.advice import BRIDGES
+from helpers.advice.widget import widget
 from helpers.encoder import ResNet18Encoder, ShortEncoder
 from helpers.inspection import count_macs
 
@@ -89,9 +91,9 @@ suggest(out="mask", need="budget")
 
 # %%
 for out in ("mask", "vector", "tokens", "words", "map"):
-    said = suggest(out)
-    print(f"{out}: {said.bridge}, {said.contract}")
-    exec(said.code, {})
+    answer = suggest(out)
+    print(f"{out}: {answer.bridge}, {answer.contract}")
+    exec(answer.code, {})
 
 # %% [markdown]
 # Your task decides which kind you need: a decoder that wants one vector gets one vector. The choice begins *within* a
@@ -102,7 +104,7 @@ for out in ("mask", "vector", "tokens", "words", "map"):
 # `python -m experiments.benchmark` trains decoders on the bundled encoder, frozen, on 400 scenes (12 epochs) and on 266
 # streets of CamVid (10 epochs): same images, augmentation, loss and schedule for all. With seed 0 each tries two learning
 # rates; the one that is better on images kept for that goes on with more seeds. It reports on 200 scenes and on a drive
-# of 101 frames that no training saw. `python -m experiments.costs` counts and times.
+# of 101 frames that no training saw. `python -m experiments.benchmark.costs` counts and times.
 #
 # *smp* is segmentation-models-pytorch 0.6: its decoders as they come, with the book's weights in its ResNet-18. Three of
 # them, `PAN`, `DeepLabV3` and `DeepLabV3Plus`, change the encoder: they stretch its last stages (dilation) in place of
@@ -114,27 +116,22 @@ for out in ("mask", "vector", "tokens", "words", "map"):
 
 
 # %%
-done = [r for r in records.load("benchmark") if r["device"] == "cpu"]
-done = sorted((r for r in done if r.get("chosen")), key=lambda r: r["seed"])
-bench = [r for r in done if r["frozen"]]
-costs = {r["what"]: r for r in records.load("costs") if r["device"] == "cpu"}
+benchmark = records.of("benchmark", device="cpu")
+bench, tuned = (benchmark.where(chosen=True, frozen=f) for f in (True, False))
+costs = {r["what"]: r for r in records.of("costs", device="cpu")}
 LARGE = ("sky", "building", "road")  # they fill most of a street
 
 
-def by_seed(where, what, key="miou"):
+def scores(where, what, field="miou"):
     """One value for each seed, in per cent."""
-    rows = [r for r in bench if (r["data"], r["what"]) == (where, what)]
-    if key == "large":
-        return {r["seed"]: mean([r["iou"][name] for name in LARGE]) for r in rows}
-    return {r["seed"]: r[key] for r in rows}
+    if field == "large":
+        found = [bench.values(where, what, "iou", name) for name in LARGE]
+        return [fmean(values) for values in zip(*found, strict=True)]
+    return bench.values(where, what, field)
 
 
-def scores(where, what, key="miou"):
-    return list(by_seed(where, what, key).values())
-
-
-def mean(values):
-    return sum(values) / len(values)
+def mean(where, what, field="miou"):
+    return fmean(scores(where, what, field))
 
 
 def say(text):
@@ -149,11 +146,14 @@ def say(text):
 places = ("scenes", "streets")
 names = [what for what in costs if not what.startswith("book, ")]
 seeds = {
-    where: {what: len(scores(where, what)) for what in names} for where in places
+    where: Counter(r["what"] for r in bench.where(data=where)) for where in places
 }
 judged = {where: [w for w in names if seeds[where][w] == 3] for where in places}
 peers = [what for what in names if what.startswith("smp ")]
 ours = [what for what in names if what not in peers]
+for where in places:
+    for what, count in seeds[where].items():
+        assert scores(where, what, "seed") == [*range(count)]
 settings = {
     (r["data"], r["epochs"], r["images"]["train"], r["images"]["report"])
     for r in bench
@@ -172,16 +172,10 @@ for where in places:
 
 # %% [markdown]
 # **Your need, the bridge, the number.** For each need the suggestion, what it reached, and the best decoder of smp for
-# the same, both on images that no training saw. ± is half of the range of three seeds.
+# the same, both on images that no training saw. In brackets are the lowest and the highest of three seeds.
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The code", "code_prompt_hide": "The code"}
-def spread(values):
-    """A mean and half of the range, as text."""
-    half = (max(values) - min(values)) / 2
-    return f"{mean(values):.1f} ± {half:.1f}"
-
-
 def price(what):
     macs, time, weights = (
         costs[what][k] for k in ("macs", "latency", "parameters")
@@ -209,7 +203,7 @@ def best_peer(where, key, most=None):
     """The best of smp's decoders with three seeds, at `most` this work."""
     rivals = [what for what in peers if what in judged[where]]
     rivals = [what for what in rivals if not most or costs[what]["macs"] <= most]
-    return max(rivals, key=lambda what: mean(scores(where, what, key)))
+    return max(rivals, key=lambda what: mean(where, what, key))
 
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The code", "code_prompt_hide": "The code"}
@@ -224,18 +218,19 @@ NEEDS = {  # the answer to "What counts most?", and the score by data
 
 rows, priced = [], {}
 for need, (answer, keys) in NEEDS.items():
-    said = suggest(need=answer)
-    what = RECORD[said.bridge]
+    take = suggest(need=answer)
+    what = RECORD[take.bridge]
     most = 1.1 * costs[what]["macs"] if answer == "budget" else None
     found, rivals = [], []
     for where, key in keys.items():
         rival = best_peer(where, key, most)
-        found.append(one_line(f"{where} {spread(scores(where, what, key))}"))
         named = rival.removeprefix("smp ")
-        rivals.append(one_line(f"{named} {spread(scores(where, rival, key))}"))
-        priced |= {said.bridge: what, named: rival}
-    take = f"<b>{need}</b><br><code>{said.bridge}</code> ({said.chapter.number})"
-    rows.append([take, *("<br>".join(each) for each in (found, rivals))])
+        own, best = (records.spread(scores(where, w, key)) for w in (what, rival))
+        found.append(one_line(f"{where} {own}"))
+        rivals.append(one_line(f"{named} {best}"))
+        priced |= {take.bridge: what, named: rival}
+    cell = f"<b>{need}</b><br><code>{take.bridge}</code> ({take.chapter.number})"
+    rows.append([cell, *("<br>".join(each) for each in (found, rivals))])
 show_table(["take (chapter)", "IoU, %", "best of smp"], rows)
 
 # %% [markdown]
@@ -266,27 +261,25 @@ def between(values):
     return low if low == high else f"{low}–{high}"
 
 
-def measured(name, what, where=None):
-    found = [r for r in records.load(name) if r["what"] == what]
-    return [r for r in found if where is None or r["data"] == where]
-
-
-vectors = measured("pooling_linear_probe", "zeros")
+vectors = records.of("pooling_linear_probe")
 off = {  # the last ones are over objects of all sizes
-    what: between([r["position"][what][-1] for r in vectors])
+    what: between(
+        [each[-1] for each in vectors.values("scenes", "zeros", "position", what)]
+    )
     for what in ("grid 2×2", "average", "guessing")
 }
-there = between([100 * r["presence"]["average"][-1] for r in vectors])
+presence = vectors.values("scenes", "zeros", "presence", "average")
+there = between([100 * each[-1] for each in presence])
 right, blind = (
-    between([r["right"] for r in measured("input_mapping", what)])
+    between(records.of("input_mapping").values("scenes", what, "right"))
     for what in ("words", "no query")
 )
 whole, from_vector = (
-    between([r["exact"] for r in measured("sequences", what)])
+    between(records.of("sequences").values("scenes", what, "exact"))
     for what in ("Transformer, positions", "GRU, first state")
 )
-holes = [r["error"] for r in measured("image_to_image", "holes", "scenes")]
-left = between([100 * e["book decoder"] / e["blurred"] for e in holes])
+holes = records.of("image_to_image").values("scenes", "holes", "error")
+left = between([100 * each["book decoder"] / each["blurred"] for each in holes])
 
 # %% tags=["hide-input"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "The code", "code_prompt_hide": "The code"}
 elsewhere = {
@@ -317,8 +310,8 @@ elsewhere = {
 show_table(
     ["you need", "take (chapter)", "measured on scenes"],
     [
-        [need, f"<code>{said.bridge}</code> ({said.chapter.number})", number]
-        for need, (said, number) in elsewhere.items()
+        [need, f"<code>{take.bridge}</code> ({take.chapter.number})", number]
+        for need, (take, number) in elsewhere.items()
     ],
 )
 
@@ -334,7 +327,7 @@ show_table(
 # %%
 boards = {
     f"seed {seed}": {
-        what: by_seed("scenes", what)[seed] for what in judged["scenes"]
+        what: scores("scenes", what)[seed] for what in judged["scenes"]
     }
     for seed in range(3)
 }
@@ -349,8 +342,7 @@ plotting.show_ranks(
 # %%
 def turns(a, b, where="scenes"):
     """Does the order of the two change with the seed?"""
-    one, other = by_seed(where, a), by_seed(where, b)
-    gaps = [one[seed] - other[seed] for seed in one]
+    gaps = bench.differences(where, a, b)
     return min(gaps) < 0 < max(gaps)
 
 
@@ -387,10 +379,10 @@ assert leaders == ["smp UnetPlusPlus", "book decoder", "book decoder"]
 
 
 # %%
-def paired(what, other, where, key="miou"):
-    """The differences of the seeds that both have."""
-    one, two = by_seed(where, what, key), by_seed(where, other, key)
-    return [one[seed] - two[seed] for seed in one if seed in two]
+def paired(what, other, where, field="miou"):
+    """The differences of the seeds that both have: the first ones."""
+    pairs = zip(*(scores(where, w, field) for w in (what, other)), strict=False)
+    return [one - two for one, two in pairs]
 
 
 def interval(values, sure=0.95):
@@ -415,13 +407,13 @@ print(f"mean {middle:+.1f}, between {low:+.1f} and {high:+.1f}")
 
 
 # %%
-def against_default(where, key="miou"):
+def against_default(where):
     """Each decoder minus the default: intervals, or a number where seeds lack."""
     found = {}
     for what in names:
-        gaps = paired(what, "book decoder", where, key)
-        if what != "book decoder" and gaps:
-            found[what] = interval(gaps) if len(gaps) > 2 else mean(gaps)
+        if what != "book decoder" and seeds[where][what]:
+            gaps = paired(what, "book decoder", where)
+            found[what] = interval(gaps) if len(gaps) > 2 else fmean(gaps)
     return dict(sorted(found.items(), key=lambda item: -np.median(item[1])))
 
 
@@ -509,8 +501,7 @@ def beaten(what, where, cost=work):
     return [
         other
         for other in judged[where]
-        if cost(other) <= cost(what)
-        and min(scores(where, other)) > max(scores(where, what))
+        if cost(other) <= cost(what) and bench.margin(where, other, what) > 0
     ]
 
 
@@ -521,7 +512,7 @@ def front(where, cost=work):
 
 def tradeoff(where, cost, label, floor):
     """The picture of a front, each decoder with its name."""
-    shown = [what for what in names if scores(where, what)]
+    shown = [what for what in names if seeds[where][what]]
     best = front(where, cost)
     return plotting.show_tradeoff(
         {what: (cost(what), scores(where, what)) for what in shown},
@@ -557,7 +548,7 @@ tradeoff("streets", time, TIME, floor=34)
 def below(what, where, cost=work):
     """Points that the best of no higher price is ahead on average; 0: nobody is."""
     rivals = [o for o in judged[where] if cost(o) <= cost(what)]
-    return max(mean(scores(where, o)) for o in rivals) - mean(scores(where, what))
+    return max(mean(where, rival) for rival in rivals) - mean(where, what)
 
 
 for where in places:
@@ -595,9 +586,7 @@ for where in places:
         "streets": ["U-Net", "U-Net, adding"],
     }
     assert undecided == expected[where]
-    assert all(
-        mean(scores(where, w)) < mean(scores(where, "book decoder")) for w in dearer
-    )
+    assert all(mean(where, w) < mean(where, "book decoder") for w in dearer)
 assert time("c3, ASPP") < 0.7 and 1.1 < time("book decoder") < 1.2
 assert beaten("1×1, summed", "scenes") == ["c3, ASPP"]
 
@@ -624,7 +613,7 @@ assert torch.equal(short(x).c3, encoder(x).c3)
 # %%
 KEYS = {
     "all": "miou",
-    "rims": "boundary_miou",
+    "outlines": "boundary_miou",
     "thin": "thin_iou",
     "small": "small_iou",
 }
@@ -635,9 +624,9 @@ columns = {
 }
 columns["large\nstreets"] = "streets", "large"
 both = [what for what in judged["scenes"] if what in judged["streets"]]
-both.sort(key=lambda what: -mean(scores("scenes", what)))
+both.sort(key=lambda what: -mean("scenes", what))
 table = np.array(
-    [[mean(scores(w, what, k)) for w, k in columns.values()] for what in both]
+    [[mean(where, what, k) for where, k in columns.values()] for what in both]
 )
 plotting.show_matrix(
     table - table.max(0),
@@ -651,7 +640,7 @@ plotting.show_matrix(
 # %%
 def winner(where, key):
     """The best on average, and those whose difference to it may be zero."""
-    best = max(judged[where], key=lambda what: mean(scores(where, what, key)))
+    best = max(judged[where], key=lambda what: mean(where, what, key))
     others = [what for what in judged[where] if what != best]
     return best, [w for w in others if interval(paired(w, best, where, key))[2] > 0]
 
@@ -659,8 +648,8 @@ def winner(where, key):
 for name, (where, key) in columns.items():
     best, undecided = winner(where, key)
     title = name.replace("\n", ", ")
-    said = f"; no difference seen: {', '.join(undecided)}" if undecided else ""
-    say(f"{title}: {best} {mean(scores(where, best, key)):.1f}{said}")
+    more = f"; no difference seen: {', '.join(undecided)}" if undecided else ""
+    say(f"{title}: {best} {mean(where, best, key):.1f}{more}")
 
 # %% [markdown]
 # In eight of the nine columns the default is first or cannot be told from the first. Nobody else comes near that, and
@@ -678,7 +667,7 @@ for name, (where, key) in columns.items():
 # %%
 firsts = {name: winner(where, key) for name, (where, key) in columns.items()}
 level = [n for n, (best, rest) in firsts.items() if "book decoder" in (best, *rest)]
-assert [name for name in columns if name not in level] == ["rims\nscenes"]
+assert [name for name in columns if name not in level] == ["outlines\nscenes"]
 others = [
     sum(what in (best, *rest) for best, rest in firsts.values())
     for what in both
@@ -686,10 +675,8 @@ others = [
 ]
 assert max(others) <= 6
 beside = "image beside c3…c5"
-assert firsts["rims\nscenes"][0] == beside
-assert min(scores("streets", "book decoder", "thin_iou")) > (
-    max(scores("streets", beside, "thin_iou")) + 6
-)
+assert firsts["outlines\nscenes"][0] == beside
+assert bench.margin("streets", "book decoder", beside, "thin_iou") > 6
 for name, (best, undecided) in firsts.items():
     if "scenes" in name:
         assert "smp UnetPlusPlus" in (best, *undecided)
@@ -706,9 +693,7 @@ for name in ("small\nscenes", "small\nstreets"):
 
 # %%
 means = {
-    where: {
-        what: mean(scores(where, what)) for what in names if scores(where, what)
-    }
+    where: {what: mean(where, what) for what in names if seeds[where][what]}
     for where in places
 }
 shown = [what for what in names if all(what in means[where] for where in places)]
@@ -830,15 +815,11 @@ assert sorted(third, key=means["scenes"].get).index("smp DeepLabV3") == 0
 # learns along, at a smaller rate of its own. All else is as before, and the decoder's rate was chosen anew.
 
 # %%
-learnt = {}
-for r in done:
-    if not r["frozen"]:
-        learnt.setdefault(r["what"], {})[r["seed"]] = r["miou"]
-kept = {what: by_seed("streets", what) for what in learnt}
+four = tuned.names("streets")
 plotting.show_ranks(
     {
-        title: {what: mean([*runs.values()]) for what, runs in table.items()}
-        for title, table in {"frozen": kept, "fine-tuned": learnt}.items()
+        title: {what: runs.mean("streets", what) for what in four}
+        for title, runs in {"frozen": bench, "fine-tuned": tuned}.items()
     },
     highlight=["book decoder"],
     alt="The ranking of four decoders on streets, frozen and fine-tuned.",
@@ -846,29 +827,33 @@ plotting.show_ranks(
 
 
 # %%
-def seconds(what, frozen):
-    """CPU time of a training at the chosen rate, in the mean."""
-    rows = [r for r in done if (r["data"], r["what"]) == ("streets", what)]
-    return mean([r["seconds"] for r in rows if r["frozen"] == frozen])
+def gained(what):
+    """What fine-tuning adds, seed by seed."""
+    frozen, learnt = (runs.values("streets", what) for runs in (bench, tuned))
+    return [two - one for one, two in zip(frozen, learnt, strict=True)]
 
 
-for what, after in learnt.items():
-    gained = interval([after[seed] - kept[what][seed] for seed in after])
-    longer = seconds(what, False) / seconds(what, True)
+longer = {  # CPU time of a training at the chosen rate, in the mean
+    what: tuned.mean("streets", what, "seconds")
+    / bench.mean("streets", what, "seconds")
+    for what in four
+}
+for what in four:
+    low, middle, high = interval(gained(what))
     print(
-        f"{what}: {gained[1]:+.1f} by fine-tuning, between {gained[0]:+.1f} and "
-        f"{gained[2]:+.1f}; {longer:.1f} × the time"
+        f"{what}: {middle:+.1f} by fine-tuning, between {low:+.1f} and "
+        f"{high:+.1f}; {longer[what]:.1f} × the time"
     )
-behind = {}
-for what, after in learnt.items():
-    if what != "book decoder":
-        own = learnt["book decoder"]
-        behind[what] = interval([after[seed] - own[seed] for seed in after])
-        low, middle, high = behind[what]
-        print(
-            f"{what} − book decoder, both fine-tuned: {middle:+.1f}, between "
-            f"{low:+.1f} and {high:+.1f}"
-        )
+behind = {
+    what: interval(tuned.differences("streets", what, "book decoder"))
+    for what in four
+    if what != "book decoder"
+}
+for what, (low, middle, high) in behind.items():
+    print(
+        f"{what} − book decoder, both fine-tuned: {middle:+.1f}, between "
+        f"{low:+.1f} and {high:+.1f}"
+    )
 
 # %% [markdown]
 # The order of the four is the same. But no gain and no loss is beyond what three seeds can tell: where all weights may
@@ -878,17 +863,17 @@ for what, after in learnt.items():
 
 # %%
 ranked = [
-    sorted(table, key=lambda what: -mean([*table[what].values()]))
-    for table in (kept, learnt)
+    sorted(four, key=lambda what: -runs.mean("streets", what))
+    for runs in (bench, tuned)
 ]
 assert ranked[0] == ranked[1]
 assert ranked[0] == ["book decoder", "smp FPN", "smp Unet", "smp Linknet"]
 for what in ranked[0]:
-    assert 1.5 < seconds(what, False) / seconds(what, True) < 3
-    low, _, high = interval([learnt[what][s] - kept[what][s] for s in range(3)])
+    assert 1.5 < longer[what] < 3 and len(gained(what)) == 3
+    low, _, high = interval(gained(what))
     assert low < 0 < high
-told = {what: high < 0 for what, (_, _, high) in behind.items()}
-assert told == {"smp Unet": True, "smp FPN": False, "smp Linknet": False}
+clear = {what: high < 0 for what, (_, _, high) in behind.items()}
+assert clear == {"smp Unet": True, "smp FPN": False, "smp Linknet": False}
 assert all(middle < -1 for _, middle, _ in behind.values())
 
 # %% [markdown]
@@ -907,15 +892,9 @@ assert all(middle < -1 for _, middle, _ in behind.values())
 # %%
 def other_rate(where, what):
     """What the rate that was not chosen reported, minus what the chosen one did."""
-    key = (where, what, 0, True)
-    tried = [
-        r
-        for r in records.load("benchmark")
-        if (r["data"], r["what"], r["seed"], r["frozen"]) == key
-    ]
-    (best,) = (r["miou"] for r in tried if r["chosen"])
-    (rest,) = (r["miou"] for r in tried if not r["chosen"])
-    return rest - best
+    tried = benchmark.where(data=where, what=what, seed=0, frozen=True)
+    (best,), (rest,) = (tried.where(chosen=chosen) for chosen in (True, False))
+    return rest["miou"] - best["miou"]
 
 
 for where in places:
@@ -924,8 +903,9 @@ for where in places:
     ranges = [max(scores(where, w)) - min(scores(where, w)) for w in judged[where]]
     most = ", ".join(f"{change[what]:.1f} ({what})" for what in better[:3])
     say(
-        f"{where}: seeds differ by {mean(ranges):.1f} points on average; the other "
-        f"rate was better {len(better)} times of {len(change)}, by {most} at most"
+        f"{where}: seeds differ by {fmean(ranges):.1f} points on average; the "
+        f"other rate was better {len(better)} times of {len(change)}, by {most} "
+        "at most"
     )
 
 # %% [markdown]
@@ -943,26 +923,26 @@ def check_same(answer):
     spans = {name: interval(paired(what, name, "scenes")) for name in others}
     expected = {name for name, (low, _, high) in spans.items() if low < 0 < high}
     try:
-        said = answer()
+        same = answer()
     except (KeyError, NameError, TypeError, ValueError) as error:
         return print(f"It stops with {type(error).__name__}: {error}")
-    if said is None:
+    if same is None:
         return print("Nothing returned yet: return a set of names.")
-    if not isinstance(said, (set, frozenset, list, tuple)):
+    if not isinstance(same, (set, frozenset, list, tuple)):
         return print("Return a set of names, such as {'U-Net', 'smp FPN'}.")
-    said = set(said)
-    if what in said:
+    same = set(same)
+    if what in same:
         return print(f"{what} itself is in it: compare it with the others only.")
-    if said - set(others):
-        unknown = ", ".join(sorted(map(str, said - set(others))))
+    if same - set(others):
+        unknown = ", ".join(sorted(map(str, same - set(others))))
         return print(f"Not a decoder with three seeds on scenes: {unknown}.")
-    if said - expected:
-        name = sorted(said - expected)[0]
+    if same - expected:
+        name = sorted(same - expected)[0]
         low, _, high = spans[name]
         return print(f"{name} can be told from it: {low:+.1f} to {high:+.1f}.")
-    if expected - said:
+    if expected - same:
         return print(
-            f"{len(expected - said)} are missing: zero is in their interval."
+            f"{len(expected - same)} are missing: zero is in their interval."
         )
     print("Right:", ", ".join(sorted(expected)))
 
@@ -1003,22 +983,22 @@ def check_cheapest(answer):
     cases = [("scenes", 0.0, time), ("scenes", 7.0, time), ("streets", 4.0, time)]
     for where, loss, cost in [*cases, ("scenes", 4.0, memory)]:
         case = f"{where}, at most {loss:.0f} points behind, by {cost.__name__}"
-        average = {what: mean(scores(where, what)) for what in judged[where]}
+        average = {what: mean(where, what) for what in judged[where]}
         best = max(average.values())
         least = min(cost(w) for w in average if average[w] >= best - loss)
         try:
-            said = answer(where, loss, cost)
+            name = answer(where, loss, cost)
         except (KeyError, NameError, TypeError, ValueError) as error:
             return print(f"It stops with {type(error).__name__}: {error}")
-        if said is None:
+        if name is None:
             return print("Nothing returned yet: return a name.")
-        if said not in average:
-            return print(f"{said!r} is no decoder with three seeds on {where}.")
-        if average[said] < best - loss:
-            return print(f"{case}: {said} is {best - average[said]:.1f} behind.")
-        if cost(said) > least:
-            return print(f"{case}: {said} costs {cost(said)}; {least} will do.")
-        print(f"{case}: {said}, {cost(said)}")
+        if name not in average:
+            return print(f"{name!r} is no decoder with three seeds on {where}.")
+        if average[name] < best - loss:
+            return print(f"{case}: {name} is {best - average[name]:.1f} behind.")
+        if cost(name) > least:
+            return print(f"{case}: {name} costs {cost(name)}; {least} will do.")
+        print(f"{case}: {name}, {cost(name)}")
     print("Right, four times.")
 
 
@@ -1032,7 +1012,7 @@ check_cheapest(cheapest)
 
 # %% tags=["hide-cell"] jupyter={"source_hidden": true} mystnb={"code_prompt_show": "Solution", "code_prompt_hide": "Solution"}
 def cheapest_solution(where, loss, cost):
-    average = {what: mean(scores(where, what)) for what in judged[where]}
+    average = {what: mean(where, what) for what in judged[where]}
     best = max(average.values())
     return min((w for w in average if average[w] >= best - loss), key=cost)
 
@@ -1055,7 +1035,7 @@ def check_spearman(answer):
     for one, other in cases:
         expected = stats.spearmanr(one, other).statistic
         try:
-            said = answer(one.copy(), other.copy())
+            found = answer(one.copy(), other.copy())
         except (
             AttributeError,
             IndexError,
@@ -1064,14 +1044,15 @@ def check_spearman(answer):
             ValueError,
         ) as error:
             return print(f"It stops with {type(error).__name__}: {error}")
-        if said is None:
+        if found is None:
             return print("Nothing returned yet: return a number.")
-        if not isinstance(said, (int, float, np.number)) or not np.isfinite(said):
-            return print(f"One finite number, please; got {said!r}.")
-        if abs(said - np.corrcoef(one, other)[0, 1]) < 1e-9 < abs(said - expected):
+        if not isinstance(found, (int, float, np.number)) or not np.isfinite(found):
+            return print(f"One finite number, please; got {found!r}.")
+        off, pearson = abs(found - expected), np.corrcoef(one, other)[0, 1]
+        if abs(found - pearson) < 1e-9 < off:
             return print("That is Pearson's of the values: rank them first.")
-        if abs(said - expected) > 1e-9:
-            return print(f"{said:.3f}, expected {expected:.3f}: are those ranks?")
+        if off > 1e-9:
+            return print(f"{found:.3f}, expected {expected:.3f}: are those ranks?")
     print("Right, in five cases.")
 
 
