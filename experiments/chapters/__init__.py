@@ -1,0 +1,1 @@
+"""One room for each chapter: its trials, and what else it measures."""

@@ -1,0 +1,1 @@
+"""What every experiment uses: provenance, records, sweeps, trials, scores."""

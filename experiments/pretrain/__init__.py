@@ -1,0 +1,1 @@
+"""Trains the bundled encoder, compares encoders, and adopts one."""
