@@ -6,20 +6,13 @@ from pathlib import Path
 import pytest
 
 from helpers.encoder import BUNDLED
+from tools import notebook
+from tools.project import Chapter, contents
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LANDING = (ROOT / "book" / "index.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\[([^\]]*)\]\(([^)]*)\)")
-
-
-def table(text: str) -> list[list[str]]:
-    """Return the cells of the rows that begin with a chapter's number."""
-    rows = re.findall(r"^\| *\d\d *\|.*\|$", text, flags=re.MULTILINE)
-    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
-
-
-CHAPTERS = table(README)
+CHAPTERS = contents()
 
 
 def test_the_example_runs_and_its_comment_is_true():
@@ -35,33 +28,41 @@ def test_the_example_runs_and_its_comment_is_true():
     assert all(parameter.grad is None for parameter in model.encoder.parameters())
 
 
-def test_the_table_has_fourteen_chapters_in_order():
-    assert [row[0] for row in CHAPTERS] == [f"{number:02}" for number in range(1, 15)]
+def test_the_chapters_are_numbered_in_order():
+    assert [chapter.number for chapter in CHAPTERS] == list(range(1, len(CHAPTERS) + 1))
 
 
-@pytest.mark.parametrize(("number", "chapter", "question", "status"), CHAPTERS)
-def test_a_chapter_is_there_exactly_if_the_table_says_so(number, chapter, question, status):
-    assert status in ("read it", "planned")
-    slug = LINK.sub(r"\1", chapter)
-    found = {path.name for path in (ROOT / "notebooks").glob(f"{number}_*.*")}
-    module = ROOT / "helpers" / "bridges" / f"{slug}.py"
-    if status == "planned":
-        assert not found, f"chapter {number} has files: mark it in README.md and book/index.md"
-        assert not module.exists()
-        assert not LINK.search(chapter)
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.name)
+def test_a_chapter_is_there_exactly_if_chapters_toml_says_so(chapter: Chapter):
+    assert chapter.status in ("read it", "planned")
+    found = {path.name for path in (ROOT / "notebooks").glob(f"{chapter.number:02}_*.*")}
+    if chapter.planned:
+        assert not found, f"{chapter.name} has files: change its status in chapters.toml"
+        assert not (ROOT / "helpers" / "bridges" / f"{chapter.slug}.py").exists()
+        assert not chapter.answer and not chapter.minutes
     else:
-        assert {f"{number}_{slug}.py", f"{number}_{slug}.ipynb"} <= found
-        assert LINK.search(chapter)[2] == f"notebooks/{number}_{slug}.ipynb"
+        assert found == {f"{chapter.name}.py", f"{chapter.name}.ipynb"}
+        assert 0 < len(chapter.answer.split()) <= 15
+        assert chapter.minutes == minutes(chapter), f"chapters.toml: minutes of {chapter.name}"
 
 
-def test_the_landing_page_lists_the_same_chapters():
-    listed = [[row[0], LINK.sub(r"\1", row[1]), row[2]] for row in table(LANDING)]
-    assert listed == [[number, question, status] for number, _, question, status in CHAPTERS]
-    linked = [row[0] for row in table(LANDING) if LINK.search(row[1])]
-    assert linked == [row[0] for row in CHAPTERS if row[3] == "read it"]
+def minutes(chapter: Chapter) -> int:
+    """Return how long the prose takes to read, at 220 words a minute, rounded to five."""
+    cells = notebook.load(ROOT / "notebooks" / f"{chapter.name}.ipynb").cells
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    return max(5, 5 * round(words / 220 / 5))
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "LICENSE-text.md"])
+@pytest.mark.parametrize("page", ["README.md", "book/index.md", "_toc.yml"])
+def test_a_page_links_the_chapters_that_can_be_read(page):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for chapter in CHAPTERS:
+        assert (f"notebooks/{chapter.name}" in text) != chapter.planned
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE-text.md"]
+)
 def test_files_that_are_linked_exist(page):
     targets = [target for _, target in LINK.findall((ROOT / page).read_text(encoding="utf-8"))]
     local = [target for target in targets if not target.startswith("https://")]

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 import yaml
 from packaging.requirements import Requirement
 
@@ -37,17 +38,30 @@ def requirements(name: str) -> list[Requirement]:
     return [Requirement(line) for line in lines if line]
 
 
-def test_the_workflows_are_valid():
-    command = ["check_jsonschema", "--builtin-schema", "vendor.github-workflows", *WORKFLOWS]
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("github-workflows", ".github/workflows/*.yml"),
+        ("github-actions", ".github/actions/*/action.yml"),
+        ("github-issue-config", ".github/ISSUE_TEMPLATE/config.yml"),
+        ("github-issue-forms", ".github/ISSUE_TEMPLATE/*_form.yml"),
+        ("dependabot", ".github/dependabot.yml"),
+        ("citation-file-format", "CITATION.cff"),
+    ],
+)
+def test_what_other_programs_read_is_valid(schema, files):
+    found = sorted(ROOT.glob(files))
+    assert found
+    command = ["check_jsonschema", "--builtin-schema", f"vendor.{schema}", *found]
     done = subprocess.run([sys.executable, "-m", *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_workflows_and_ci_call_only_targets_that_exist():
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
     called = set()
     for path in [*WORKFLOWS, ROOT / ".ci" / "run"]:
-        called |= set(re.findall(r"^(?: *- run: )?make ([a-z]+)", path.read_text("utf-8"), re.M))
+        called |= set(re.findall(r"^(?: *- run: )?make ([a-z-]+)", path.read_text("utf-8"), re.M))
     assert called and called <= targets
     assert {path.stem for path in WORKFLOWS} == {"test", "publish", "weekly"}
 
@@ -55,7 +69,7 @@ def test_workflows_and_ci_call_only_targets_that_exist():
 def test_every_version_is_pinned_for_every_python():
     pinned = requirements("requirements.txt")
     assert all(str(one.specifier).startswith("==") for one in pinned)
-    for version in ("3.10.13", "3.11.7", "3.12.1", "3.13.0"):
+    for version in ("3.11.7", "3.12.1", "3.13.0", "3.14.0"):
         python = {"python_full_version": version, "python_version": version.rsplit(".", 1)[0]}
         chosen = [
             one.name.lower().replace("_", "-")
@@ -133,7 +147,7 @@ def test_the_configured_address_is_the_one_that_the_book_names():
 
 def test_the_address_stands_only_where_sync_carries_it():
     owner_and_name = repository_url().removeprefix("https://github.com/")
-    carried = {"pyproject.toml", "_config.yml", "README.md"}
+    carried = {"pyproject.toml", "_config.yml", "README.md", "CITATION.cff"}
     for path in FILES:
         name = path.relative_to(ROOT).as_posix()
         if name in carried or re.match(r"(notebooks/\d\d_\w+\.(py|ipynb)|book/\w+\.md)$", name):
