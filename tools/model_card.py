@@ -7,27 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import statistics
 from pathlib import Path
 from typing import Any
 
+from tools.project import fill
+
 CARD = Path("helpers", "weights", "README.md")
 WEIGHTS = CARD.with_name("resnet18-tiny-imagenet-fp16.safetensors")
-BLOCK = re.compile(r"(<!-- (\w+): written by make sync -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 Record = dict[str, Any]
 
 
 def make_card(root: Path) -> str:
     """Return the card with every marked block made anew."""
-    blocks = {"file": file, "top1": top1, "training": training}
-    blocks |= {"transfer": transfer, "chosen": chosen}
+    makers = {"file": file, "top1": top1, "training": training}
+    makers |= {"transfer": transfer, "chosen": chosen}
     text = (root / CARD).read_text(encoding="utf-8")
-
-    def block(found: re.Match[str]) -> str:
-        return f"{found[1]}\n{blocks[found[2]](root)}\n\n{found[3]}"
-
-    return BLOCK.sub(block, text)
+    return fill(text, {name: f"\n{make(root)}\n\n" for name, make in makers.items()})
 
 
 def file(root: Path) -> str:

@@ -1,4 +1,4 @@
-"""Bring everything that is derived from the chapters' text in line with it (`make sync`).
+"""Bring everything that is derived from another file in line with it (`make sync`).
 
 With `--check` nothing is written; it fails, names what differs and says what to do.
 """
@@ -11,8 +11,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import yaml
+
 from tools import model_card, notebook
-from tools.project import ROOT, chapters, repository_url, write
+from tools.project import (
+    ROOT,
+    Chapter,
+    chapters,
+    contents,
+    fill,
+    release_date,
+    repository_url,
+    version,
+    write,
+)
 
 # What stands before the repository's "owner/name" wherever a page says it.
 ADDRESS = re.compile(
@@ -49,9 +61,12 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> None:
 def expected(root: Path) -> Iterator[tuple[Path, str | None]]:
     """Yield each derived file with the text that it must have, or None where it must not exist."""
     url, bridges = repository_url(root), root / "helpers" / "bridges"
-    pages = [root / "README.md", root / "_config.yml", *(root / "book").glob("*.md")]
-    for page in filter(Path.exists, pages):
-        yield page, with_address(page.read_text(encoding="utf-8"), url)
+    cited = with_release((root / "CITATION.cff").read_text(encoding="utf-8"), root)
+    yield root / "CITATION.cff", cited
+    blocks = {**lists(contents(root)), "bibtex": bibtex(cited)}
+    pages = [root / name for name in ("README.md", "_config.yml", "_toc.yml")]
+    for page in [*pages, *(root / "book").glob("*.md")]:
+        yield page, fill(with_address(page.read_text(encoding="utf-8"), url), blocks)
     derived = {bridges / "__init__.py"}
     for source in chapters(root):
         text = notebook.stamp(source.read_text(encoding="utf-8"), url)
@@ -80,6 +95,52 @@ def expected(root: Path) -> Iterator[tuple[Path, str | None]]:
 def with_address(text: str, url: str) -> str:
     """Return a page's text with the repository's address wherever it names the repository."""
     return ADDRESS.sub(lambda found: found[1] + url.removeprefix("https://github.com/"), text)
+
+
+def lists(book: list[Chapter]) -> dict[str, str]:
+    """Return the list of chapters for each page that has one, by the name of its block."""
+    readme = "| No. | Chapter | Your question | Status |\n|---|---|---|---|\n"
+    landing = "| No. | Your question, and the answer in a line | To read |\n|--:|:--|:--|\n"
+    toc = ""
+    for chapter in book:
+        number, slug, question = f"{chapter.number:02}", chapter.slug, chapter.question
+        time = f"{chapter.minutes} min"
+        if chapter.planned:
+            time = chapter.status
+        else:
+            slug = f"[{slug}](notebooks/{chapter.name}.ipynb)"
+            question = f"[{question}](../notebooks/{chapter.name}) {chapter.answer}"
+            toc += f"      - file: notebooks/{chapter.name}\n"
+        readme += f"| {number} | {slug} | {chapter.question} | {chapter.status} |\n"
+        landing += f"| {number} | {question} | {time} |\n"
+    return {"readme": f"\n{readme}\n", "landing": f"\n{landing}\n", "toc": toc}
+
+
+def with_release(citation: str, root: Path) -> str:
+    """Return CITATION.cff with the address, the version and the date that stand elsewhere."""
+    said = {
+        "repository-code": f'"{repository_url(root)}"',
+        "version": version(root),
+        "date-released": release_date(root),
+    }
+    for key, value in said.items():
+        citation = re.sub(rf"^{key}:.*$", f"{key}: {value}", citation, flags=re.MULTILINE)
+    return citation
+
+
+def bibtex(citation: str) -> str:
+    """Return the entry for LaTeX of what CITATION.cff says, in a block of code."""
+    said = yaml.safe_load(citation)
+    names = " and ".join(f"{{{author['name']}}}" for author in said["authors"])
+    fields = {
+        "title": f"{{{said['title']}}}",
+        "author": names,
+        "year": said["date-released"].year,
+        "note": f"Version {said['version']}",
+        "url": said["repository-code"],
+    }
+    lines = [f"  {key} = {{{value}}}," for key, value in fields.items()]
+    return "\n".join(["", "```bibtex", "@misc{decoder_book,", *lines, "}", "```", "", ""])
 
 
 def not_executed(root: Path) -> list[str]:

@@ -1,8 +1,8 @@
-// The paste box of book/error_index.md: finds the row of helpers/errors.py that a message belongs to.
+// The paste box of book/error_index.md: finds the row of helpers/errors that a message belongs to.
 "use strict";
 
 (function () {
-  // The same rule as `find` in helpers/errors.py: the row that matches last counts.
+  // The same rule as `find` in helpers/errors: the row that matches last counts.
   function find(text, rows) {
     const line = text.replace(/\s+/g, " ");
     let found = null;
@@ -50,7 +50,7 @@
       paragraph("Why:", row.cause),
       paragraph("Cure:", row.cure + " For example:"),
       element("pre", element("code", row.change)),
-      element("p", "Read on: ", row.href ? link(row.chapter, row.href) : row.chapter),
+      element("p", "Read on: ", link(row.chapter, row.href)),
     ];
   }
 
